@@ -1,0 +1,496 @@
+//! Plain data that leaves the pipeline: one type for each line of the output contract.
+//!
+//! Serialized as NDJSON, one object a line: the common fields of [`Line`], then those of its
+//! [`Body`]. Units are in the names. `schema.json` describes the same shapes; a test holds them
+//! together. Every line that measures covers its own window only, and windows do not overlap, so
+//! lines add up.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// Version of the output contract, the field `v`.
+pub const VERSION: u32 = 1;
+
+/// One line of output.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    pub v: u32,
+    #[serde(flatten)]
+    pub body: Body,
+}
+
+impl Line {
+    pub fn new(body: Body) -> Self {
+        Line { v: VERSION, body }
+    }
+}
+
+/// What a line says.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Body {
+    Hello(Hello),
+    Ledger(Ledger),
+    Syscalls(Syscalls),
+    Profile(Profile),
+    Finding(Finding),
+    Coverage(Coverage),
+    Bye(Bye),
+}
+
+/// Where and when a line was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stamp {
+    /// RFC 3339, UTC, of the end of the window.
+    pub ts: String,
+    pub host: String,
+}
+
+/// A process a line speaks of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Process {
+    pub pid: u32,
+    pub comm: String,
+}
+
+/// Half-open interval of CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Window {
+    pub start_ns: u64,
+    pub end_ns: u64,
+}
+
+impl Window {
+    pub fn length_ns(&self) -> u64 {
+        self.end_ns.saturating_sub(self.start_ns)
+    }
+}
+
+/// First line: what this trace can and cannot see.
+#[derive(Clone, Debug, Serialize)]
+pub struct Hello {
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    /// Version of perf-agent.
+    pub agent: String,
+    /// `uname -r`.
+    pub kernel: String,
+    pub arch: String,
+    pub cpus: u32,
+    /// Processes named on the command line.
+    pub targets: Vec<Process>,
+    pub follow_children: bool,
+    pub interval_ns: u64,
+    /// Every signal, on or off.
+    pub signals: Vec<SignalState>,
+}
+
+/// Whether a signal is on, and why not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SignalState {
+    pub name: String,
+    pub on: bool,
+    /// Why it is off or reduced; how it is attached where it is on.
+    pub reason: String,
+}
+
+/// Nanoseconds by class name, zero classes left out.
+pub type Classes = BTreeMap<String, u64>;
+
+/// The summary of a distribution of durations. Percentiles come from log-linear buckets and are
+/// within 1/32 of the exact value; `max_ns` and `sum_ns` are exact.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Latency {
+    pub count: u64,
+    pub sum_ns: u64,
+    pub p50_ns: u64,
+    pub p90_ns: u64,
+    pub p95_ns: u64,
+    pub p99_ns: u64,
+    pub max_ns: u64,
+}
+
+/// Where the time of one process went.
+#[derive(Clone, Debug, Serialize)]
+pub struct Ledger {
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    #[serde(flatten)]
+    pub who: Process,
+    pub window: Window,
+    pub process: ProcessLedger,
+    pub threads: Vec<ThreadLedger>,
+    pub cpu_split: CpuSplit,
+    pub schedstat: SchedstatCheck,
+    pub faults: Faults,
+    pub block_io: Vec<BlockIo>,
+    /// CPU quota throttling of the process's cgroup in the window, where it has a quota.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<Throttled>,
+}
+
+/// Sums over the threads of a process.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ProcessLedger {
+    /// Sum of the threads' lifetimes inside the window.
+    pub lifetime_ns: u64,
+    pub classes: Classes,
+    pub residual_ns: u64,
+    /// Completed intervals by class (`cpu`: bursts between two switches).
+    pub latency: BTreeMap<String, Latency>,
+    pub switches: u64,
+    pub threads_started: u64,
+    pub threads_exited: u64,
+    /// Processes forked by this one or below it that began and ended inside the window, or died
+    /// before they were a second old: counted here and not as lines of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub short_lived: Option<ShortLived>,
+}
+
+/// Processes that came and went.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ShortLived {
+    pub processes: u64,
+    pub threads: u64,
+    pub lifetime_ns: u64,
+    pub classes: Classes,
+    pub residual_ns: u64,
+    /// Count by program name, the most frequent ones.
+    pub comms: BTreeMap<String, u64>,
+}
+
+/// Where the time of one thread went.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ThreadLedger {
+    pub tid: u32,
+    pub comm: String,
+    pub lifetime_ns: u64,
+    pub classes: Classes,
+    /// lifetime − sum of classes.
+    pub residual_ns: u64,
+    pub switches: u64,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub exited: bool,
+}
+
+/// What the split of CPU time into user and kernel rests on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CpuSplit {
+    /// `samples` of the CPU clock, or `proc` (utime and stime) where no sample fell.
+    pub source: String,
+    pub user_samples: u64,
+    pub kernel_samples: u64,
+}
+
+/// The ledger beside the scheduler's own figures for the same threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SchedstatCheck {
+    /// Threads whose scheduler figures could be read at both ends of the window.
+    pub threads: u64,
+    pub ledger_cpu_ns: u64,
+    pub kernel_cpu_ns: u64,
+    pub ledger_runq_ns: u64,
+    pub kernel_runq_ns: u64,
+}
+
+/// Page faults, counted by the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Faults {
+    pub minor: u64,
+    pub major: u64,
+    /// Time blocked in a fault (class `fault`).
+    pub blocked_ns: u64,
+}
+
+/// Requests to one block device, from insertion into its queue to completion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BlockIo {
+    /// Name as in /sys/block, else `major:minor`.
+    pub device: String,
+    /// `read`, `write`, `flush`, `discard`, or `op<N>`.
+    pub operation: String,
+    pub bytes: u64,
+    pub latency: Latency,
+}
+
+/// Throttling by a CPU quota (cgroup `cpu.stat`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Throttled {
+    pub cgroup: String,
+    /// Enforcement periods in the window, and how many of them were throttled.
+    pub periods: u64,
+    pub throttled_periods: u64,
+    /// Summed over the cgroup's CPUs.
+    pub throttled_ns: u64,
+}
+
+/// System calls of one process.
+#[derive(Clone, Debug, Serialize)]
+pub struct Syscalls {
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    #[serde(flatten)]
+    pub who: Process,
+    pub window: Window,
+    /// `full` or `sampled`.
+    pub mode: String,
+    /// Share of the window in which calls were counted (1 in `full`). Counts, sums and bytes are
+    /// already divided by it.
+    pub fraction: f64,
+    /// How many slices of the window were counted.
+    pub slices: u32,
+    pub syscalls: Vec<SyscallRow>,
+}
+
+/// One system call.
+#[derive(Clone, Debug, Serialize)]
+pub struct SyscallRow {
+    pub name: String,
+    pub count: u64,
+    /// Half width of the 95 % confidence interval of `count`; absent where it is exact, and where
+    /// a single slice gives no variance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count_error: Option<u64>,
+    pub errors: BTreeMap<String, u64>,
+    /// Of the calls seen from entry to exit, not scaled: `latency.count` of them.
+    pub latency: Latency,
+    /// Moved by the read and write families, 0 elsewhere.
+    pub bytes: u64,
+}
+
+/// Where one process blocked and what it ran, by stack.
+#[derive(Clone, Debug, Serialize)]
+pub struct Profile {
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    #[serde(flatten)]
+    pub who: Process,
+    pub window: Window,
+    /// Largest first, the top ones of each class.
+    pub sites: Vec<Site>,
+    /// What the sites left out sum to, by class.
+    pub rest: Classes,
+    /// Contended locks, largest wait first.
+    pub locks: Vec<Lock>,
+}
+
+/// One place where time went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Site {
+    pub class: String,
+    /// System call, where blocked in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub syscall: Option<String>,
+    /// Completed intervals; samples for `cpu.*`.
+    pub count: u64,
+    /// Time inside the window, open intervals included; for `cpu.*` the class's time by share of
+    /// samples.
+    pub sum_ns: u64,
+    /// Longest completed interval since the attach; 0 for `cpu.*`.
+    pub max_ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<Detail>,
+    /// Innermost first. Empty where no stack was taken.
+    pub user_stack: Vec<Frame>,
+    pub kernel_stack: Vec<Frame>,
+}
+
+/// What a site waits for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Detail {
+    /// User address of the futex word, hexadecimal.
+    Futex { address: String },
+    /// `address:port` of a TCP or UDP peer.
+    Peer { peer: String, port: u16 },
+    /// Path of a Unix server socket (`@` for abstract).
+    Unix { path: String },
+    /// A file; the path where its fd was still open when asked.
+    File {
+        device: String,
+        inode: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        path: Option<String>,
+    },
+}
+
+/// One frame of a stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Frame {
+    /// Demangled function, or `module+0xoffset` where there is no symbol, or the bare address.
+    pub name: String,
+    /// File the code is mapped from; `[kernel]`, `[vdso]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
+    /// `file:line`, where debug information tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// False where `name` is not a symbol.
+    pub symbolized: bool,
+}
+
+/// A contended futex.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Lock {
+    /// User address of the futex word, hexadecimal.
+    pub address: String,
+    pub waits: u64,
+    pub sum_ns: u64,
+    pub max_ns: u64,
+    /// Who ended the waits, largest first.
+    pub wakers: Vec<Waker>,
+}
+
+/// Who woke whom out of a lock wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Waker {
+    /// 0 where a timeout, a signal or an interrupt ended the wait.
+    pub waker_tid: u32,
+    pub waker_comm: String,
+    pub waiter_tid: u32,
+    pub waiter_comm: String,
+    pub count: u64,
+    pub sum_ns: u64,
+}
+
+/// Low, medium, high.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Low,
+    Medium,
+    High,
+}
+
+/// Whether a finding is in this window for the first time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    New,
+    Ongoing,
+    Resolved,
+}
+
+/// A bottleneck somebody can act on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    #[serde(flatten)]
+    pub who: Process,
+    pub window: Window,
+    /// Stable over windows and runs: category, program and subject hashed.
+    pub id: String,
+    /// The rule: `lock_contention`, `disk_wait`, ...
+    pub category: String,
+    /// `caching`, `database_performance`, `api_response`, `system_bottleneck`, `ml_performance`.
+    pub area: String,
+    pub impact: Level,
+    pub effort: Level,
+    /// 0 to 1.
+    pub confidence: f64,
+    pub delegate_to: String,
+    /// What it is about: a lock, a peer, a device, a function.
+    pub subject: String,
+    pub title: String,
+    pub evidence: Vec<Evidence>,
+    /// Upper bound of the thread time a fix saves, per second of wall time.
+    pub gain_bound_ns_per_s: u64,
+    /// In order.
+    pub recommendations: Vec<String>,
+    pub state: State,
+    /// Stacks the finding rests on, largest first.
+    pub stacks: Vec<Site>,
+}
+
+/// A measured figure.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Evidence {
+    pub name: String,
+    pub value: f64,
+    /// `ns`, `ns/s`, `bytes`, `count`, `1/s`, `ratio`.
+    pub unit: String,
+    /// Observations behind it.
+    pub samples: u64,
+}
+
+/// What the figures of a window rest on.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Coverage {
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    pub window: Window,
+    /// Sums over all processes of the window.
+    pub lifetime_ns: u64,
+    pub residual_ns: u64,
+    /// Ring records made by the kernel side, received here; the difference is in `lost`.
+    pub generated: u64,
+    pub received: u64,
+    /// By reason, zero ones left out.
+    pub lost: BTreeMap<String, u64>,
+    pub bytes_seen: u64,
+    pub bytes_decoded: u64,
+    /// Frames of the stacks shown in this window: all, and those without a symbol.
+    pub frames: u64,
+    pub unsymbolized_frames: u64,
+    pub stack_memo: StackMemoCoverage,
+    pub agent: AgentCost,
+}
+
+/// How far stacks taken from the memo can be trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StackMemoCoverage {
+    pub hits: u64,
+    pub walks: u64,
+    /// Hits walked again, and how many of them had another stack.
+    pub checked: u64,
+    pub mismatched: u64,
+}
+
+/// What the agent itself cost in the window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct AgentCost {
+    /// CPU time of the agent's process.
+    pub cpu_ns: u64,
+    /// Time inside its kernel programs, on all CPUs, in every process of the host: measured for
+    /// `bpf_fraction` of the window and divided by it.
+    pub bpf_ns: u64,
+    pub bpf_fraction: f64,
+    /// Resident at the end of the window.
+    pub rss_bytes: u64,
+}
+
+/// Last line.
+#[derive(Clone, Debug, Serialize)]
+pub struct Bye {
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    /// `duration`, `target_exit`, `interrupt`, `terminate`, `end_of_recording`, `reader_gone`.
+    pub reason: String,
+    pub windows: u64,
+    /// Sums over the whole trace.
+    pub lifetime_ns: u64,
+    pub residual_ns: u64,
+    pub generated: u64,
+    pub received: u64,
+    pub lost: BTreeMap<String, u64>,
+    /// Exit code of a command started by the trace; 128 + signal where one ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+}
+
+/// Everything about one process in one window: what detection looks at.
+#[derive(Clone, Debug)]
+pub struct ProcessReport {
+    pub ledger: Ledger,
+    pub syscalls: Option<Syscalls>,
+    pub profile: Profile,
+}
+
+/// Everything of one window, in the order it is emitted.
+#[derive(Clone, Debug)]
+pub struct WindowReport {
+    pub processes: Vec<ProcessReport>,
+    pub coverage: Coverage,
+}

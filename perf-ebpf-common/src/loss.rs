@@ -1,0 +1,99 @@
+//! Every reason for which the kernel side can fail to record something. One counter each, in the
+//! per-CPU map `loss`; a failed reserve or insert that is not counted here is a bug.
+//!
+//! Numbers are written to recordings: a reason that goes away keeps its number.
+
+/// A counted loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Loss {
+    /// The event ring had no room for a record.
+    RingFull = 0,
+    /// `threads` was full: a new thread of the target is not followed.
+    ThreadsFull = 1,
+    /// `sites` was full: an interval is in the ledger but not under its stack and detail.
+    SitesFull = 2,
+    /// A thread was switched in that was never seen woken: its wait for a CPU is in the blocked
+    /// class before it.
+    WakeMissed = 3,
+    /// A thread was switched in twice with no switch-out between: the time is residual.
+    SwitchOutMissed = 4,
+    /// `wakers` was full: a lock wait has no waker.
+    WakersFull = 5,
+    /// A user stack could not be read.
+    UserStackFailed = 6,
+    /// A kernel stack could not be read.
+    KernelStackFailed = 7,
+    /// `stack_seen` was full: a stack is not shown.
+    StackSeenFull = 8,
+    /// The fd table or the file behind an fd could not be read: the class comes from the system
+    /// call alone.
+    FdUnreadable = 9,
+    /// `syscalls` was full: calls of one kind are not counted.
+    SyscallsFull = 10,
+    /// `syscall_errors` was full: an error is counted without its errno.
+    SyscallErrorsFull = 11,
+    /// `io_in_flight` was full: a request's latency is not known.
+    IoInFlightFull = 12,
+    /// `block_io` was full: requests of one device and operation are not counted.
+    BlockIoFull = 13,
+    /// A thread in `threads` had an impossible histogram slot.
+    SlotInvalid = 14,
+}
+
+impl Loss {
+    /// How many reasons there are.
+    pub const COUNT: usize = 15;
+
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Loss; Loss::COUNT] = [
+        Loss::RingFull,
+        Loss::ThreadsFull,
+        Loss::SitesFull,
+        Loss::WakeMissed,
+        Loss::SwitchOutMissed,
+        Loss::WakersFull,
+        Loss::UserStackFailed,
+        Loss::KernelStackFailed,
+        Loss::StackSeenFull,
+        Loss::FdUnreadable,
+        Loss::SyscallsFull,
+        Loss::SyscallErrorsFull,
+        Loss::IoInFlightFull,
+        Loss::BlockIoFull,
+        Loss::SlotInvalid,
+    ];
+
+    /// Name in `coverage.lost`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Loss::RingFull => "ring_full",
+            Loss::ThreadsFull => "threads_full",
+            Loss::SitesFull => "sites_full",
+            Loss::WakeMissed => "wake_missed",
+            Loss::SwitchOutMissed => "switch_out_missed",
+            Loss::WakersFull => "wakers_full",
+            Loss::UserStackFailed => "user_stack_failed",
+            Loss::KernelStackFailed => "kernel_stack_failed",
+            Loss::StackSeenFull => "stack_seen_full",
+            Loss::FdUnreadable => "fd_unreadable",
+            Loss::SyscallsFull => "syscalls_full",
+            Loss::SyscallErrorsFull => "syscall_errors_full",
+            Loss::IoInFlightFull => "io_in_flight_full",
+            Loss::BlockIoFull => "block_io_full",
+            Loss::SlotInvalid => "slot_invalid",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_listed_in_the_order_of_their_numbers() {
+        for (i, loss) in Loss::ALL.iter().enumerate() {
+            assert_eq!(*loss as usize, i, "{}", loss.name());
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The ledger: one [`ThreadState`] a thread, moved from class to class by scheduler events.
+//!
+//! Invariant: `sum(spent_ns) + unaccounted_ns == since_ns - start_ns`, at every moment outside an
+//! update. Every transition adds exactly `now - since_ns` to one of them and sets `since_ns = now`.
+
+use crate::{class, histogram::BUCKETS, wire};
+
+/// Key of where a thread blocked: used in the map `sites` and inside [`ThreadState`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SiteKey {
+    /// Content hash of the kernel stack, 0 for none.
+    pub kernel_stack: u64,
+    /// Content hash of the user stack, 0 for none.
+    pub user_stack: u64,
+    /// By `detail_kind`: the futex address; the peer's address; inode and device.
+    pub detail: [u64; 2],
+    /// Histogram slot of the process.
+    pub slot: u16,
+    /// System call number, `sys::NR_NONE` outside one.
+    pub nr: u16,
+    /// Remote port of an inet peer, fd of a file.
+    pub port: u16,
+    pub class: u8,
+    /// See [`detail`].
+    pub detail_kind: u8,
+}
+wire!(SiteKey => 40);
+
+impl SiteKey {
+    pub const EMPTY: SiteKey = SiteKey {
+        kernel_stack: 0,
+        user_stack: 0,
+        detail: [0; 2],
+        slot: 0,
+        nr: crate::sys::NR_NONE,
+        port: 0,
+        class: class::UNKNOWN,
+        detail_kind: detail::NONE,
+    };
+}
+
+/// What [`SiteKey::detail`] holds.
+pub mod detail {
+    pub const NONE: u8 = 0;
+    /// `[0]`: user address of the futex word.
+    pub const FUTEX: u8 = 1;
+    /// `[0]`: IPv4 address in its low 32 bits, network order.
+    pub const INET4: u8 = 2;
+    /// Both words: IPv6 address, network order.
+    pub const INET6: u8 = 3;
+    /// `[0]`: identity of the server's bound address, see [`super::UnixName`].
+    pub const UNIX: u8 = 4;
+    /// `[0]`: inode number, `[1]`: kernel device number (`MKDEV`).
+    pub const FILE: u8 = 5;
+}
+
+/// Value of `sites`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SiteTotals {
+    pub count: u64,
+    pub sum_ns: u64,
+    pub max_ns: u64,
+}
+wire!(SiteTotals => 24);
+
+/// A stack taken before at the same place of the same thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StackMemo {
+    /// Mix of user ip, user sp, system call and the words at the top of the user stack; 0 is empty.
+    pub key: u64,
+    pub kernel_stack: u64,
+    pub user_stack: u64,
+}
+wire!(StackMemo => 24);
+
+/// Slots of a thread's stack memo, indexed by its key. A power of two.
+pub const MEMO_SLOTS: usize = 4;
+
+/// What a thread is doing, in [`ThreadState::state`].
+pub mod thread_state {
+    pub const ON_CPU: u8 = 0;
+    pub const QUEUED: u8 = 1;
+    pub const BLOCKED: u8 = 2;
+    /// Seeded at attach, no event seen yet.
+    pub const SEEDED: u8 = 3;
+}
+
+/// One thread of the target; value of the map `threads`, keyed by its id in the initial namespace.
+///
+/// Written by one CPU at a time (the scheduler orders a thread's events). User space reads it
+/// without a lock: a writer sets `seq_tail` first and `seq` last, a reader's copy runs the other
+/// way, so `seq == seq_tail` means an untorn copy.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ThreadState {
+    pub seq: u64,
+    /// Start of the open interval.
+    pub since_ns: u64,
+    /// When the trace began to account for the thread.
+    pub start_ns: u64,
+    /// Closed intervals, by class.
+    pub spent_ns: [u64; class::COUNT],
+    /// Closed intervals nothing could be said of: the residual.
+    pub unaccounted_ns: u64,
+    /// Length of the last closed interval, its class in `last_class`.
+    pub last_ns: u64,
+    /// Set by a wake-up that came while the switch-out was still under way.
+    pub woken_ns: u64,
+    /// When the thread's histograms move from its parent's slot to its own process's.
+    pub promote_at_ns: u64,
+    /// Context switches away, voluntary and not.
+    pub switches: u64,
+    /// The fd's file seen last, with what it is: saves walking it again.
+    pub file: u64,
+    /// Open site (valid while `state` is `BLOCKED`).
+    pub site: SiteKey,
+    pub memo: [StackMemo; MEMO_SLOTS],
+    /// Entry of the system call in flight, 0 for none.
+    pub sys_enter_ns: u64,
+    /// Samples of the cpu-clock, in user and in kernel mode.
+    pub samples_user: u64,
+    pub samples_kernel: u64,
+    pub tid: u32,
+    pub tgid: u32,
+    pub sys_nr: u32,
+    pub file_port: u16,
+    pub slot: u16,
+    pub file_detail: [u64; 2],
+    /// See [`thread_state`].
+    pub state: u8,
+    pub last_class: u8,
+    pub file_kind: u8,
+    pub file_detail_kind: u8,
+    pub pad: u32,
+    pub seq_tail: u64,
+}
+wire!(ThreadState => 8 * (3 + class::COUNT + 6) + 40 + 24 * MEMO_SLOTS + 24 + 16 + 16 + 8 + 8);
+
+/// Histograms of one process, an element of the memory-mapped array `histograms`. Cumulative.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ClassHistograms {
+    /// Completed intervals by class and bucket. Wraps; differences are taken modulo 2^32.
+    pub buckets: [[u32; BUCKETS]; class::COUNT],
+    pub sum_ns: [u64; class::COUNT],
+    /// Largest since user space last set it to 0. Two CPUs may race to store it and the smaller may
+    /// win: it is then at most one interval short.
+    pub max_ns: [u64; class::COUNT],
+}
+wire!(ClassHistograms => (4 * BUCKETS + 16) * class::COUNT);
+
+/// Number of histogram slots: processes with histograms of their own at one time. Slot 0 is shared
+/// by all processes past that number.
+pub const SLOTS: u32 = 128;
+
+/// Key of `wakers`: who ended whose wait for a lock.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WakerKey {
+    /// Futex address.
+    pub address: u64,
+    pub waker_tid: u32,
+    pub waiter_tid: u32,
+    pub waiter_tgid: u32,
+    /// Waker's process, 0 where the wake came from an interrupt or a timeout.
+    pub waker_tgid: u32,
+}
+wire!(WakerKey => 24);
+
+/// Key of `listeners`: a TCP port some socket of a network namespace listens on.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ListenerKey {
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    pub port: u32,
+}
+wire!(ListenerKey => 8);
+
+/// Longest Unix socket path, `sun_path` in `include/uapi/linux/un.h`.
+pub const UNIX_PATH_MAX: usize = 108;
+
+/// Ring record: the name a Unix socket is bound to, sent once for each.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UnixName {
+    pub header: super::RecordHeader,
+    /// Identity used in [`SiteKey::detail`].
+    pub id: u64,
+    /// Bytes of `path` used. A leading NUL marks an abstract name.
+    pub len: u32,
+    pub path: [u8; UNIX_PATH_MAX],
+}
+wire!(UnixName => 16 + 8 + 4 + UNIX_PATH_MAX);
