@@ -4,9 +4,14 @@
 //! command that mends the failure. Standard output belongs to the program that is run.
 
 mod bpf;
+mod debian_kernels;
+mod initramfs;
+mod kernels;
+mod qemu;
 mod run;
 mod setup;
 mod step;
+mod test;
 mod toolchain;
 mod workspace;
 
@@ -41,6 +46,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<std::ffi::OsString>,
     },
+    /// Install what the tests need, then run every test there is.
+    Test {
+        /// One part of them.
+        #[arg(long, value_enum)]
+        only: Option<test::Part>,
+    },
+    /// Trace a program of known times on Debian's kernels, 5.10 to the newest, under QEMU.
+    Kernels(kernels::Options),
     /// Load every program on the running kernel and print what the verifier counted.
     Verify,
 }
@@ -69,6 +82,14 @@ fn dispatch(task: Task) -> Result<ExitCode> {
             eprintln!("built {}", agent.display());
         }
         Task::Run { args } => run::agent(&workspace, args)?,
+        Task::Test { only } => test::run(&workspace, only)?,
+        Task::Kernels(options) => {
+            let tally = kernels::run(&workspace, &options)?;
+            println!("{} passed, {} failed", tally.passed, tally.failed);
+            if tally.failed > 0 {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Task::Verify => run::agent(&workspace, vec!["verify".into()])?,
     }
     Ok(ExitCode::SUCCESS)
