@@ -3,4 +3,6 @@
 //! One direction: `kernel` → `drain` → `signals` → `aggregate` → `detect` → `sink`. Everything
 //! right of `drain` is pure (bytes in, plain data out) and is fed by `replay` as well.
 
+pub mod cli;
 pub mod model;
+pub mod sink;
