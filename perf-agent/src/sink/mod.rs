@@ -17,9 +17,11 @@ use anyhow::Context;
 use crate::cli::{Format, OutputOptions};
 use crate::model::Line;
 
+/// Makes a sink over a destination.
+pub type Open = fn(Destination) -> Box<dyn Sink>;
+
 /// Every format, by name: how a sink of it is made.
-pub const SINKS: &[(&str, fn(Destination) -> Box<dyn Sink>)] =
-    &[("ndjson", ndjson::open), ("summary", summary::open)];
+pub const SINKS: &[(&str, Open)] = &[("ndjson", ndjson::open), ("summary", summary::open)];
 
 /// Takes the lines of a trace.
 pub trait Sink: Send {

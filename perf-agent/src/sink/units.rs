@@ -31,7 +31,7 @@ pub fn duration(ns: u64) -> String {
     }
     const UNITS: &[(f64, &str)] = &[(3.6e12, " h"), (1e9, " s"), (1e6, " ms"), (1e3, " µs")];
     // Minutes start at ten: "90.0 s" reads better than "1.50 min".
-    if ns >= 600_000_000_000 && ns < 3_600_000_000_000 {
+    if (600_000_000_000..3_600_000_000_000).contains(&ns) {
         return format!("{} min", three_digits(ns as f64 / 6e10));
     }
     scaled(ns as f64, UNITS)
@@ -83,7 +83,7 @@ fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
@@ -117,7 +117,7 @@ pub fn bar(part: u64, whole: u64, width: usize) -> String {
     let share = (part as f64 / whole as f64).min(1.0);
     let eighths = ((share * width as f64 * 8.0).round() as usize).max(1);
     let mut out: String = std::iter::repeat_n('█', eighths / 8).collect();
-    if eighths % 8 > 0 {
+    if !eighths.is_multiple_of(8) {
         out.push(EIGHTHS[eighths % 8 - 1]);
     }
     out
