@@ -5,15 +5,13 @@
 //! The sum is written as JSON, to be held against what the agent says. Standard library and libc
 //! only, so that the same program is built static and run under any kernel.
 
-mod clock;
-mod meter;
 mod phases;
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use meter::{Account, Meter};
+use perf_agent_tests::workloads::meter::{self, Account, Meter};
 
 const USAGE: &str = "\
 truth [--wait] [--json FILE] [--dir DIR]

@@ -13,8 +13,8 @@ use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::clock::clock_ns;
-use crate::meter::{Account, Meter};
+use perf_agent_tests::workloads::clock::clock_ns;
+use perf_agent_tests::workloads::meter::{Account, Meter};
 
 pub const NAP_ARGUMENT: &str = "--nap-as-a-child";
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::io;
 use std::time::Duration;
 
-use crate::clock::{Clock, Reading};
+use super::clock::{Clock, Reading};
 
 /// Keeps the account of the calling thread.
 pub struct Meter {
@@ -22,6 +22,8 @@ pub struct Account {
     pub pid: u32,
     pub tid: u32,
     pub name: String,
+    /// False where the thread lived before its account began.
+    pub whole: bool,
     pub start_ns: u64,
     pub lifetime_ns: u64,
     pub cpu_ns: u64,
@@ -78,6 +80,7 @@ impl Meter {
             // SAFETY: takes nothing, cannot fail.
             tid: unsafe { libc::syscall(libc::SYS_gettid) } as u32,
             name: name.to_owned(),
+            whole: self.base.wall_ns == 0,
             start_ns: self.start.wall_ns,
             lifetime_ns: end.wall_ns - self.start.wall_ns,
             cpu_ns: end.cpu_ns - self.base.cpu_ns,
@@ -100,11 +103,12 @@ pub fn to_json(accounts: &[Account]) -> String {
         // Writing to a String cannot fail.
         _ = write!(
             json,
-            "{comma}\n {{\"pid\":{},\"tid\":{},\"name\":\"{}\",\"start_ns\":{},\"lifetime_ns\":{},\
+            "{comma}{{\"pid\":{},\"tid\":{},\"name\":\"{}\",\"whole\":{},\"start_ns\":{},\"lifetime_ns\":{},\
              \"schedstat\":{{\"run_ns\":{},\"wait_ns\":{}}},\"classes\":{{{}}}}}",
             a.pid,
             a.tid,
             a.name,
+            a.whole,
             a.start_ns,
             a.lifetime_ns,
             a.cpu_ns,
@@ -112,6 +116,6 @@ pub fn to_json(accounts: &[Account]) -> String {
             classes.join(",")
         );
     }
-    json.push_str("\n]}\n");
+    json.push_str("]}");
     json
 }
