@@ -133,17 +133,23 @@ impl Programs {
     fn build(workspace: &Workspace) -> Result<Self> {
         let object = bpf::build_object(workspace)?;
         let target = workspace.target.join("static");
-        let mut command = workspace.cargo();
-        command
-            .args(["build", "--release", "--target", STATIC_TARGET])
-            .args(["--package", "perf-agent", "--bin", "perf-agent"])
-            .args(["--package", "perf-agent-tests", "--bin", "truth"])
-            .arg("--target-dir")
-            .arg(&target)
-            .env("PERF_AGENT_BPF", &object)
-            .env_remove("RUSTFLAGS")
-            .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
-        step::run("building the static programs", &mut command)?;
+        let build = |package: &str, arguments: &[&str]| {
+            let mut command = workspace.cargo();
+            command
+                .args(["build", "--release", "--target", STATIC_TARGET])
+                .args(["--package", package])
+                .args(arguments)
+                .arg("--target-dir")
+                .arg(&target)
+                .env("PERF_AGENT_BPF", &object)
+                .env_remove("RUSTFLAGS")
+                .env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static");
+            step::run(&format!("building {package} statically"), &mut command)
+        };
+        build("perf-agent", &["--bin", "perf-agent"])?;
+        // Without what only the machine that judges needs.
+        let workload = ["--no-default-features", "--bin", "truth"];
+        build("perf-agent-tests", &workload)?;
         let mut command = workspace.cargo();
         command.args(["build", "--package", "perf-agent-tests", "--bin", "check"]);
         step::run("building the checker", &mut command)?;
@@ -240,10 +246,12 @@ fn judge(outcome: &Outcome, directory: &Path, programs: &Programs) -> Result<Vec
             bail!("{what} ended with {}:\n  {end}", sent.code);
         }
     }
-    let output = outcome
-        .files
-        .get("out.ndjson")
-        .context("the trace left no output")?;
+    let left = |file: &str, what: &str| {
+        let sent = outcome.files.get(file).filter(|sent| !sent.text.is_empty());
+        sent.with_context(|| format!("{what} left nothing in {file}"))
+    };
+    let output = left("out.ndjson", "the trace")?;
+    left("truth.json", "the traced program")?;
     let off = signals_off(&output.text)?;
     let mut command = Command::new(&programs.check);
     command
