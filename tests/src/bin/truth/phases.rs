@@ -1,0 +1,404 @@
+//! What each thread does. Every wait that takes a set time is inside `Meter::blocked`, under the
+//! class the ledger is to give it.
+
+use std::fs::{File, OpenOptions};
+use std::hint::black_box;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use perf_agent_tests::workloads::clock::clock_ns;
+use perf_agent_tests::workloads::meter::{Account, Meter};
+
+pub const NAP_ARGUMENT: &str = "--nap-as-a-child";
+
+const SPIN: Duration = Duration::from_millis(300);
+const KERNEL: Duration = Duration::from_millis(200);
+const SLEEP_PIECES: u32 = 8;
+const SLEEP_PIECE: Duration = Duration::from_millis(50);
+const MUTEX_HELD: Duration = Duration::from_millis(250);
+const ANSWER_AFTER: Duration = Duration::from_millis(350);
+/// How long the servers wait for their request.
+const ASK_AFTER: Duration = Duration::from_millis(60);
+const CHILD_SLEEPS: Duration = Duration::from_millis(200);
+const NOTIFIED_AFTER: Duration = Duration::from_millis(300);
+const PIPE_WRITTEN_AFTER: Duration = Duration::from_millis(150);
+const EPOLL_TIMEOUT_MS: i32 = 250;
+/// The fsync thread goes on until it was blocked so long, or for so long at most: disks differ by
+/// a factor of a thousand, and there are those in memory.
+const FSYNC_BLOCKED: Duration = Duration::from_millis(100);
+const FSYNC_AT_MOST: Duration = Duration::from_millis(500);
+
+type Job = JoinHandle<io::Result<Vec<Account>>>;
+
+/// Starts every thread, waits for them and collects their accounts.
+pub fn run_all(meter: &mut Meter, directory: &Path) -> io::Result<Vec<Account>> {
+    let tcp = TcpListener::bind("127.0.0.1:0")?;
+    let tcp_address = tcp.local_addr()?;
+    let unix_path = std::env::temp_dir().join(format!("truth-{}.sock", std::process::id()));
+    let unix = UnixListener::bind(&unix_path)?;
+    let (pipe_out, pipe_in) = pipe()?;
+    let signals = Arc::new(Signals::default());
+    let (a, b) = (signals.clone(), signals.clone());
+    let (path, client_path) = (directory.to_owned(), unix_path.clone());
+
+    let jobs: Vec<Job> = vec![
+        start("spin", |_| spin())?,
+        start("kernel", |_| kernel())?,
+        start("sleep", sleep)?,
+        start("tcp-server", move |m| {
+            let (stream, _) = m.blocked("idle", || tcp.accept())?;
+            serve(m, stream)
+        })?,
+        start("tcp", move |m| {
+            ask(m, "net.tcp", TcpStream::connect(tcp_address)?)
+        })?,
+        start("unix-server", move |m| {
+            let (stream, _) = m.blocked("idle", || unix.accept())?;
+            serve(m, stream)
+        })?,
+        start("unix", move |m| {
+            ask(m, "net.unix", UnixStream::connect(client_path)?)
+        })?,
+        start("fsync", move |m| fsync(m, &path))?,
+        start("child", child)?,
+        start("spawn", spawn)?,
+        start("condvar", move |m| a.wait(m))?,
+        start("condvar-c", move |m| b.wait_c(m))?,
+        start("notifier", move |m| signals.notify(m))?,
+        start("pipe", move |m| pipe_read(m, pipe_out))?,
+        start("pipe-writer", move |m| pipe_write(m, pipe_in))?,
+        start("epoll", epoll)?,
+        hold_locks()?,
+    ];
+    let mut accounts = Vec::new();
+    for job in jobs {
+        accounts.append(&mut join(meter, job)?);
+    }
+    std::fs::remove_file(unix_path)?;
+    Ok(accounts)
+}
+
+/// A thread of that name with an account of its own.
+fn start(
+    name: &'static str,
+    job: impl FnOnce(&mut Meter) -> io::Result<()> + Send + 'static,
+) -> io::Result<Job> {
+    start_with_others(name, |meter| job(meter).map(|()| Vec::new()))
+}
+
+/// As [`start`], for a job that brings the accounts of others too.
+fn start_with_others(
+    name: &'static str,
+    job: impl FnOnce(&mut Meter) -> io::Result<Vec<Account>> + Send + 'static,
+) -> io::Result<Job> {
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let mut meter = Meter::new()?;
+        let mut accounts = job(&mut meter)?;
+        accounts.push(meter.finish(name)?);
+        Ok(accounts)
+    })
+}
+
+/// The end of a thread is waited for in a futex whose word is its id.
+fn join(meter: &mut Meter, job: Job) -> io::Result<Vec<Account>> {
+    let name = job.thread().name().unwrap_or("?").to_owned();
+    meter
+        .blocked("idle", || {
+            job.join()
+                .map_err(|_| io::Error::other(format!("thread {name} panicked")))
+        })?
+        .map_err(|e| io::Error::new(e.kind(), format!("thread {name}: {e}")))
+}
+
+fn nap(meter: &mut Meter, length: Duration) -> io::Result<()> {
+    meter.blocked("timer", || {
+        thread::sleep(length);
+        Ok(())
+    })
+}
+
+fn thread_cpu() -> Duration {
+    Duration::from_nanos(clock_ns(libc::CLOCK_THREAD_CPUTIME_ID))
+}
+
+fn spin() -> io::Result<()> {
+    let end = thread_cpu() + SPIN;
+    while thread_cpu() < end {
+        black_box((0..20_000u64).fold(1u64, |a, b| black_box(a.wrapping_mul(31) ^ b)));
+    }
+    Ok(())
+}
+
+/// Reading zeroes is almost all `clear_user` in the kernel.
+fn kernel() -> io::Result<()> {
+    let mut zero = File::open("/dev/zero")?;
+    let mut buffer = vec![0u8; 1 << 20];
+    let end = thread_cpu() + KERNEL;
+    while thread_cpu() < end {
+        zero.read_exact(&mut buffer)?;
+    }
+    black_box(&buffer);
+    Ok(())
+}
+
+fn sleep(meter: &mut Meter) -> io::Result<()> {
+    (0..SLEEP_PIECES).try_for_each(|_| nap(meter, SLEEP_PIECE))
+}
+
+/// One request, one answer.
+fn ask(meter: &mut Meter, class: &'static str, mut stream: impl Read + Write) -> io::Result<()> {
+    nap(meter, ASK_AFTER)?;
+    stream.write_all(b"?")?;
+    meter.blocked(class, || stream.read_exact(&mut [0]))
+}
+
+fn serve(meter: &mut Meter, mut stream: impl Read + Write) -> io::Result<()> {
+    meter.blocked("idle", || stream.read_exact(&mut [0]))?;
+    nap(meter, ANSWER_AFTER)?;
+    stream.write_all(b"!")
+}
+
+fn fsync(meter: &mut Meter, directory: &Path) -> io::Result<()> {
+    let path: PathBuf = directory.join(format!("truth-{}.data", std::process::id()));
+    let mut file = meter.blocked("disk", || {
+        OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .open(&path)
+    })?;
+    let began = Instant::now();
+    while meter.so_far("disk") < FSYNC_BLOCKED && began.elapsed() < FSYNC_AT_MOST {
+        meter.blocked("disk", || file.write_all(&[7u8; 32 << 10]))?;
+        meter.blocked("disk", || file.sync_all())?;
+    }
+    meter.blocked("disk", || {
+        drop(file);
+        std::fs::remove_file(&path)
+    })
+}
+
+/// A plain fork.
+fn child(meter: &mut Meter) -> io::Result<()> {
+    // SAFETY: between fork and _exit the child calls async-signal-safe functions only.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        raw_sleep(CHILD_SLEEPS);
+        // SAFETY: ends the child without running the parent's exit handlers.
+        unsafe { libc::_exit(0) };
+    }
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    meter.blocked("child", || wait_for(pid))
+}
+
+fn wait_for(pid: libc::pid_t) -> io::Result<()> {
+    let mut status = 0;
+    // SAFETY: `status` is valid for writing; `pid` is a child of this process.
+    if unsafe { libc::wait4(pid, &raw mut status, 0, std::ptr::null_mut()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn raw_sleep(length: Duration) {
+    let time = libc::timespec {
+        tv_sec: length.as_secs() as libc::time_t,
+        tv_nsec: length.subsec_nanos().into(),
+    };
+    // SAFETY: `time` is valid; the remainder is not asked for.
+    unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
+}
+
+/// A child made the usual way (`posix_spawn`), which runs this program again.
+fn spawn(meter: &mut Meter) -> io::Result<()> {
+    let program = std::env::current_exe()?;
+    let mut child = meter.blocked("child", || Command::new(program).arg(NAP_ARGUMENT).spawn())?;
+    let status = meter.blocked("child", || child.wait())?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("the child ended with {status}")))
+    }
+}
+
+/// What the program does when run by [`spawn`].
+pub fn nap_as_a_program() -> ExitCode {
+    raw_sleep(CHILD_SLEEPS);
+    ExitCode::SUCCESS
+}
+
+/// A pthread mutex or condition at a fixed address.
+struct Pinned<T>(std::cell::UnsafeCell<T>);
+
+// SAFETY: only handed to pthread functions, which are made for it.
+unsafe impl<T> Sync for Pinned<T> {}
+// SAFETY: as above; they are in an Arc and do not move.
+unsafe impl<T> Send for Pinned<T> {}
+
+/// A flag with a condition variable, once of the standard library and once of pthread.
+struct Signals {
+    flag: Mutex<bool>,
+    condition: Condvar,
+    flag_c: Pinned<bool>,
+    mutex_c: Pinned<libc::pthread_mutex_t>,
+    condition_c: Pinned<libc::pthread_cond_t>,
+}
+
+impl Default for Signals {
+    fn default() -> Self {
+        Signals {
+            flag: Mutex::new(false),
+            condition: Condvar::new(),
+            flag_c: Pinned(false.into()),
+            mutex_c: Pinned(libc::PTHREAD_MUTEX_INITIALIZER.into()),
+            condition_c: Pinned(libc::PTHREAD_COND_INITIALIZER.into()),
+        }
+    }
+}
+
+fn poisoned<T>(_: T) -> io::Error {
+    io::Error::other("the other thread panicked")
+}
+
+impl Signals {
+    fn wait(&self, meter: &mut Meter) -> io::Result<()> {
+        meter.blocked("idle", || {
+            let guard = self.flag.lock().map_err(poisoned)?;
+            let guard = self
+                .condition
+                .wait_while(guard, |set| !*set)
+                .map_err(poisoned)?;
+            drop(guard);
+            Ok(())
+        })
+    }
+
+    fn wait_c(&self, meter: &mut Meter) -> io::Result<()> {
+        meter.blocked("idle", || {
+            // SAFETY: initialised, never moved; the flag is touched under the mutex only.
+            unsafe {
+                libc::pthread_mutex_lock(self.mutex_c.0.get());
+                while !*self.flag_c.0.get() {
+                    libc::pthread_cond_wait(self.condition_c.0.get(), self.mutex_c.0.get());
+                }
+                libc::pthread_mutex_unlock(self.mutex_c.0.get());
+            }
+            Ok(())
+        })
+    }
+
+    fn notify(&self, meter: &mut Meter) -> io::Result<()> {
+        nap(meter, NOTIFIED_AFTER)?;
+        *self.flag.lock().map_err(poisoned)? = true;
+        self.condition.notify_all();
+        // SAFETY: as in `wait_c`.
+        unsafe {
+            libc::pthread_mutex_lock(self.mutex_c.0.get());
+            *self.flag_c.0.get() = true;
+            libc::pthread_mutex_unlock(self.mutex_c.0.get());
+            libc::pthread_cond_signal(self.condition_c.0.get());
+        }
+        Ok(())
+    }
+}
+
+fn pipe() -> io::Result<(File, File)> {
+    let mut fds = [0; 2];
+    // SAFETY: room for two fds.
+    if unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, owned by nobody else.
+    Ok(unsafe { (File::from_raw_fd(fds[0]), File::from_raw_fd(fds[1])) })
+}
+
+fn pipe_read(meter: &mut Meter, mut out: File) -> io::Result<()> {
+    meter.blocked("ipc", || out.read_exact(&mut [0]))
+}
+
+fn pipe_write(meter: &mut Meter, mut into: File) -> io::Result<()> {
+    nap(meter, PIPE_WRITTEN_AFTER)?;
+    into.write_all(b".")
+}
+
+/// Nothing ever happens on the one fd that is watched.
+fn epoll(meter: &mut Meter) -> io::Result<()> {
+    // SAFETY: no pointers; the fds are owned as soon as they are known to be valid.
+    let (set, quiet) = unsafe {
+        let (set, quiet) = (libc::epoll_create1(0), libc::eventfd(0, 0));
+        if set < 0 || quiet < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        (OwnedFd::from_raw_fd(set), OwnedFd::from_raw_fd(quiet))
+    };
+    let mut event = libc::epoll_event {
+        events: libc::EPOLLIN as u32,
+        u64: 0,
+    };
+    meter.blocked("idle", || {
+        // SAFETY: both fds are open, `event` is valid for one event.
+        let failed = unsafe {
+            let (set, quiet) = (set.as_raw_fd(), quiet.as_raw_fd());
+            libc::epoll_ctl(set, libc::EPOLL_CTL_ADD, quiet, &raw mut event) < 0
+                || libc::epoll_wait(set, &raw mut event, 1, EPOLL_TIMEOUT_MS) != 0
+        };
+        if failed {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    })
+}
+
+/// The holder takes both locks, then starts those who wait for them.
+fn hold_locks() -> io::Result<Job> {
+    start_with_others("holder", |meter| {
+        let locks = Arc::new((
+            Mutex::new(()),
+            Pinned(std::cell::UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER)),
+        ));
+        let guard = locks.0.lock().map_err(poisoned)?;
+        let mutex_c = locks.1.0.get();
+        // SAFETY: initialised, in an Arc that outlives both threads.
+        unsafe { libc::pthread_mutex_lock(mutex_c) };
+        let (ready, started) = mpsc::channel();
+        let (a, b, ready_c) = (locks.clone(), locks.clone(), ready.clone());
+        let waiters = [
+            start("mutex", move |m| {
+                ready.send(()).map_err(poisoned)?;
+                m.blocked("lock", || a.0.lock().map(drop).map_err(poisoned))
+            })?,
+            start("mutex-c", move |m| {
+                ready_c.send(()).map_err(poisoned)?;
+                m.blocked("lock", || {
+                    // SAFETY: as above; unlocked by the thread that locked it.
+                    unsafe {
+                        libc::pthread_mutex_lock(b.1.0.get());
+                        libc::pthread_mutex_unlock(b.1.0.get());
+                    }
+                    Ok(())
+                })
+            })?,
+        ];
+        for _ in &waiters {
+            meter.blocked("idle", || started.recv().map_err(poisoned))?;
+        }
+        nap(meter, MUTEX_HELD)?;
+        drop(guard);
+        // SAFETY: locked above, by this thread.
+        unsafe { libc::pthread_mutex_unlock(mutex_c) };
+        let mut accounts = Vec::new();
+        for waiter in waiters {
+            accounts.append(&mut join(meter, waiter)?);
+        }
+        Ok(accounts)
+    })
+}

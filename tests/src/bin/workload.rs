@@ -1,0 +1,34 @@
+//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--now] [--hold]`, see
+//! `perf_agent_tests::workloads`.
+
+use std::io;
+use std::process::ExitCode;
+
+use perf_agent_tests::workloads::WORKLOADS;
+use perf_agent_tests::workloads::gate::{Gate, Options};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let name = arguments.next().unwrap_or_default();
+    let Some((_, workload)) = WORKLOADS.iter().find(|(n, _)| *n == name) else {
+        let names: Vec<_> = WORKLOADS.iter().map(|(n, _)| *n).collect();
+        return Err(io::Error::other(format!(
+            "no workload {name:?}; there are {}",
+            names.join(", ")
+        )));
+    };
+    let options = Options::parse(arguments)?;
+    let gate = Gate::new(&options);
+    let done = workload(&options, &gate)?;
+    gate.close(&done)
+}

@@ -1,0 +1,385 @@
+//! Holds the agent's ledger against what a program measured of itself.
+//!
+//! Ledger lines are summed over their windows per thread; then each thread's lifetime, its CPU and
+//! run queue time (against the scheduler's own figures) and each class are compared.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// How far two figures may be apart: a share of the true one plus a constant.
+#[derive(Clone, Copy, Debug)]
+pub struct Tolerance {
+    pub percent: f64,
+    pub ms: f64,
+}
+
+impl Tolerance {
+    /// The difference allowed for a figure.
+    pub fn of(self, truth_ns: u64) -> u64 {
+        (truth_ns as f64 * self.percent / 100.0 + self.ms * 1e6) as u64
+    }
+}
+
+/// What is demanded of a ledger.
+#[derive(Clone, Copy, Debug)]
+pub struct Demands {
+    /// Of lifetimes and blocked classes.
+    pub classes: Tolerance,
+    /// Of `cpu.*` and `runq`.
+    pub cpu: Tolerance,
+    /// Of a thread's lifetime.
+    pub residual_percent: f64,
+}
+
+impl Default for Demands {
+    fn default() -> Self {
+        Demands {
+            classes: Tolerance {
+                percent: 2.0,
+                ms: 2.0,
+            },
+            cpu: Tolerance {
+                percent: 1.0,
+                ms: 2.0,
+            },
+            residual_percent: 0.5,
+        }
+    }
+}
+
+/// What one thread measured.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    pub pid: u64,
+    pub tid: u64,
+    pub name: String,
+    /// False where the thread lived before it began to measure: then its lifetime, and classes it
+    /// did not measure, say nothing.
+    pub whole: bool,
+    pub lifetime_ns: u64,
+    pub run_ns: u64,
+    pub wait_ns: u64,
+    pub classes: BTreeMap<String, u64>,
+}
+
+/// One thread in the agent's ledger, summed over all windows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Booked {
+    pub pid: u64,
+    pub comm: String,
+    pub lifetime_ns: u64,
+    pub residual_ns: u64,
+    pub classes: BTreeMap<String, u64>,
+}
+
+impl Booked {
+    /// `cpu.user` and `cpu.kernel` together.
+    pub fn cpu_ns(&self) -> u64 {
+        let get = |class| self.classes.get(class).copied().unwrap_or(0);
+        get("cpu.user") + get("cpu.kernel")
+    }
+}
+
+/// One comparison.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub tid: u64,
+    pub name: String,
+    pub what: String,
+    pub truth_ns: u64,
+    pub ledger_ns: u64,
+    pub allowed_ns: u64,
+}
+
+impl Row {
+    pub fn holds(&self) -> bool {
+        self.truth_ns.abs_diff(self.ledger_ns) <= self.allowed_ns
+    }
+}
+
+fn number(value: &Value, pointer: &str) -> Result<u64> {
+    value
+        .pointer(pointer)
+        .and_then(Value::as_u64)
+        .with_context(|| format!("no number at {pointer} in {value}"))
+}
+
+fn text(value: &Value, field: &str) -> Result<String> {
+    let text = value[field].as_str();
+    Ok(text
+        .with_context(|| format!("no {field} in {value}"))?
+        .into())
+}
+
+fn classes(value: &Value) -> Result<BTreeMap<String, u64>> {
+    let object = value["classes"]
+        .as_object()
+        .with_context(|| format!("no classes in {value}"))?;
+    object
+        .iter()
+        .map(|(class, ns)| {
+            let ns = ns.as_u64();
+            Ok((
+                class.clone(),
+                ns.with_context(|| format!("class {class} is not a number in {value}"))?,
+            ))
+        })
+        .collect()
+}
+
+/// Reads what a program measured (`truth --json`, or the `DONE` line of a workload).
+///
+/// # Errors
+/// Where a field is missing.
+pub fn measured(json: &Value) -> Result<Vec<Measured>> {
+    let threads = json["threads"].as_array().context("no threads measured")?;
+    threads
+        .iter()
+        .map(|t| {
+            Ok(Measured {
+                pid: number(t, "/pid")?,
+                tid: number(t, "/tid")?,
+                name: text(t, "name")?,
+                whole: t["whole"].as_bool().unwrap_or(true),
+                lifetime_ns: number(t, "/lifetime_ns")?,
+                run_ns: number(t, "/schedstat/run_ns")?,
+                wait_ns: number(t, "/schedstat/wait_ns")?,
+                classes: classes(t)?,
+            })
+        })
+        .collect()
+}
+
+/// Sums the threads of all `ledger` lines by thread id.
+///
+/// # Errors
+/// Where a line lacks a field, or its own figures do not add up (see [`closes`]).
+pub fn booked(lines: &[Value]) -> Result<BTreeMap<u64, Booked>> {
+    let mut threads: BTreeMap<u64, Booked> = BTreeMap::new();
+    for line in lines.iter().filter(|line| line["type"] == "ledger") {
+        closes(line)?;
+        for t in line["threads"].as_array().context("no threads")? {
+            let sum = threads.entry(number(t, "/tid")?).or_default();
+            sum.pid = number(line, "/pid")?;
+            sum.comm = text(t, "comm")?;
+            sum.lifetime_ns += number(t, "/lifetime_ns")?;
+            sum.residual_ns += number(t, "/residual_ns")?;
+            for (class, ns) in classes(t)? {
+                *sum.classes.entry(class).or_default() += ns;
+            }
+        }
+    }
+    Ok(threads)
+}
+
+/// Checks that classes and residual make up the lifetime, for the process of a ledger line and for
+/// each of its threads, that the threads make up the process, and that none lives longer than the
+/// window.
+///
+/// # Errors
+/// Names the first place that does not add up.
+pub fn closes(line: &Value) -> Result<()> {
+    let window = number(line, "/window/end_ns")? - number(line, "/window/start_ns")?;
+    let mut of_threads = 0;
+    for t in line["threads"].as_array().context("no threads")? {
+        adds_up(t, &format!("thread {}", t["tid"]))?;
+        let lifetime = number(t, "/lifetime_ns")?;
+        if lifetime > window {
+            bail!(
+                "thread {} lives {lifetime} ns in a window of {window} ns",
+                t["tid"]
+            );
+        }
+        of_threads += lifetime;
+    }
+    let process = &line["process"];
+    adds_up(process, &format!("process {}", line["pid"]))?;
+    let lifetime = number(process, "/lifetime_ns")?;
+    if lifetime != of_threads {
+        bail!(
+            "process {} lives {lifetime} ns, its threads {of_threads} ns",
+            line["pid"]
+        );
+    }
+    if process["short_lived"].is_object() {
+        adds_up(&process["short_lived"], "short-lived processes")?;
+    }
+    Ok(())
+}
+
+fn adds_up(ledger: &Value, who: &str) -> Result<()> {
+    let lifetime = number(ledger, "/lifetime_ns")?;
+    let residual = number(ledger, "/residual_ns")?;
+    let sum: u64 = classes(ledger)?.values().sum();
+    if sum + residual != lifetime {
+        bail!("{who}: classes {sum} + residual {residual} is not lifetime {lifetime}: {ledger}");
+    }
+    Ok(())
+}
+
+/// Compares every thread that was measured. A thread the ledger lacks is compared with zero.
+pub fn compare(
+    measured: &[Measured],
+    booked: &BTreeMap<u64, Booked>,
+    demands: Demands,
+) -> Vec<Row> {
+    let nothing = Booked::default();
+    measured
+        .iter()
+        .flat_map(|m| compare_thread(m, booked.get(&m.tid).unwrap_or(&nothing), demands))
+        .collect()
+}
+
+fn compare_thread(m: &Measured, b: &Booked, demands: Demands) -> Vec<Row> {
+    let row = |what: &str, truth_ns, ledger_ns, allowed_ns| Row {
+        tid: m.tid,
+        name: m.name.clone(),
+        what: what.to_owned(),
+        truth_ns,
+        ledger_ns,
+        allowed_ns,
+    };
+    let get = |map: &BTreeMap<String, u64>, class: &str| map.get(class).copied().unwrap_or(0);
+    let mut rows = vec![
+        row("cpu", m.run_ns, b.cpu_ns(), demands.cpu.of(m.run_ns)),
+        row(
+            "runq",
+            m.wait_ns,
+            get(&b.classes, "runq"),
+            demands.cpu.of(m.wait_ns),
+        ),
+        row(
+            "residual",
+            0,
+            b.residual_ns,
+            (b.lifetime_ns as f64 * demands.residual_percent / 100.0) as u64,
+        ),
+    ];
+    if m.whole {
+        let allowed = demands.classes.of(m.lifetime_ns);
+        rows.push(row("lifetime", m.lifetime_ns, b.lifetime_ns, allowed));
+    }
+    let names: BTreeSet<&String> = if m.whole {
+        m.classes.keys().chain(b.classes.keys()).collect()
+    } else {
+        m.classes.keys().collect()
+    };
+    for class in names {
+        if !class.starts_with("cpu.") && class != "runq" {
+            let truth = get(&m.classes, class);
+            let allowed = demands.classes.of(truth);
+            rows.push(row(class, truth, get(&b.classes, class), allowed));
+        }
+    }
+    rows
+}
+
+/// The comparisons as a table, those that do not hold marked.
+pub fn table(rows: &[Row]) -> String {
+    let mut out = format!(
+        "{:>8} {:<12} {:<12} {:>12} {:>12} {:>10} {:>10}\n",
+        "tid", "thread", "class", "truth ms", "ledger ms", "diff ms", "allowed"
+    );
+    for r in rows {
+        let ms = |ns: u64| ns as f64 / 1e6;
+        // Writing to a String cannot fail.
+        _ = writeln!(
+            out,
+            "{:>8} {:<12} {:<12} {:>12.3} {:>12.3} {:>10.3} {:>10.3}{}",
+            r.tid,
+            r.name,
+            r.what,
+            ms(r.truth_ns),
+            ms(r.ledger_ns),
+            ms(r.ledger_ns) - ms(r.truth_ns),
+            ms(r.allowed_ns),
+            if r.holds() { "" } else { "  <-- FAILS" }
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn line(thread: Value) -> Value {
+        json!({
+            "type": "ledger", "pid": 7, "window": {"start_ns": 0, "end_ns": 1_000_000_000},
+            "process": {
+                "lifetime_ns": thread["lifetime_ns"], "residual_ns": thread["residual_ns"],
+                "classes": thread["classes"]
+            },
+            "threads": [thread]
+        })
+    }
+
+    fn thread(lifetime: u64, timer: u64, residual: u64) -> Value {
+        json!({
+            "tid": 8, "comm": "t", "lifetime_ns": lifetime, "residual_ns": residual,
+            "classes": {"timer": timer, "cpu.user": 10_000_000}
+        })
+    }
+
+    fn truth(timer: u64) -> Vec<Measured> {
+        measured(&json!({"threads": [{
+            "pid": 7, "tid": 8, "name": "t", "whole": true, "lifetime_ns": 510_000_000,
+            "schedstat": {"run_ns": 10_000_000, "wait_ns": 0}, "classes": {"timer": timer}
+        }]}))
+        .unwrap()
+    }
+
+    fn failures(lines: &[Value], timer: u64) -> Vec<String> {
+        compare(&truth(timer), &booked(lines).unwrap(), Demands::default())
+            .into_iter()
+            .filter(|row| !row.holds())
+            .map(|row| row.what)
+            .collect()
+    }
+
+    #[test]
+    fn windows_are_summed_before_they_are_compared() {
+        let mut lines = vec![line(thread(500_000_000, 490_000_000, 0))];
+        assert!(booked(&lines).unwrap()[&8].classes["timer"] == 490_000_000);
+        lines.push(line(json!({
+            "tid": 8, "comm": "t", "lifetime_ns": 10_000_000, "residual_ns": 0,
+            "classes": {"timer": 10_000_000}
+        })));
+        assert_eq!(failures(&lines, 500_000_000), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_off_by_more_than_allowed_fails_and_nothing_else_does() {
+        let good = || line(thread(510_000_000, 500_000_000, 0));
+        assert_eq!(failures(&[good()], 511_900_000), Vec::<String>::new());
+        assert_eq!(failures(&[good()], 513_000_000), ["timer"]);
+        let lazy = line(thread(510_000_000, 497_000_000, 3_000_000));
+        assert_eq!(failures(&[lazy], 500_000_000), ["residual"]);
+        assert_eq!(failures(&[], 500_000_000), ["cpu", "lifetime", "timer"]);
+    }
+
+    #[test]
+    fn a_line_that_does_not_add_up_is_refused() {
+        assert!(closes(&line(thread(510_000_000, 500_000_000, 0))).is_ok());
+        assert!(closes(&line(thread(510_000_000, 500_000_001, 0))).is_err());
+        assert!(closes(&line(thread(2_010_000_000, 2_000_000_000, 0))).is_err());
+        let mut line = line(thread(510_000_000, 500_000_000, 0));
+        line["process"]["lifetime_ns"] = json!(520_000_000);
+        line["process"]["residual_ns"] = json!(10_000_000);
+        assert!(closes(&line).is_err());
+    }
+
+    #[test]
+    fn a_class_nobody_measured_counts_against_a_whole_thread() {
+        let mut lines = [line(thread(510_000_000, 500_000_000, 0))];
+        for place in ["/process/classes", "/threads/0/classes"] {
+            *lines[0].pointer_mut(place).unwrap() =
+                json!({"timer": 480_000_000, "lock": 20_000_000, "cpu.user": 10_000_000});
+        }
+        assert_eq!(failures(&lines, 480_000_000), ["lock"]);
+    }
+}

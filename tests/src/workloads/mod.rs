@@ -1,0 +1,48 @@
+//! The programs the tests and the benchmarks trace, one file each, run as `workload NAME`.
+//!
+//! Each prints `READY <pid>`, waits for a line on standard input, does its work and prints `DONE`
+//! with a JSON object that says what it did. With `--hold` it then waits for a second line, so
+//! that it can be looked at when its work is over.
+
+pub mod clock;
+pub mod cpu;
+pub mod errors;
+pub mod faults;
+pub mod forker;
+pub mod fsyncs;
+pub mod gate;
+pub mod lockfight;
+pub mod meter;
+pub mod migrate;
+pub mod runq;
+pub mod shortlived_thread;
+pub mod sleep_poll;
+pub mod sleeper;
+pub mod syscall_fixed;
+pub mod tcp_client;
+pub mod tinywrites;
+
+use std::io;
+
+use gate::{Gate, Options};
+
+/// A workload: waits at the gate, works, and returns what it did as a JSON object.
+pub type Workload = fn(&Options, &Gate) -> io::Result<String>;
+
+/// Every workload by name.
+pub const WORKLOADS: &[(&str, Workload)] = &[
+    ("cpu", cpu::run),
+    ("errors", errors::run),
+    ("faults", faults::run),
+    ("forker", forker::run),
+    ("fsyncs", fsyncs::run),
+    ("lockfight", lockfight::run),
+    ("migrate", migrate::run),
+    ("runq", runq::run),
+    ("shortlived-thread", shortlived_thread::run),
+    ("sleep-poll", sleep_poll::run),
+    ("sleeper", sleeper::run),
+    ("syscall-fixed", syscall_fixed::run),
+    ("tcp-client", tcp_client::run),
+    ("tinywrites", tinywrites::run),
+];
