@@ -40,7 +40,7 @@ pub const PACKAGES: [Package; 3] = [
 const ARCHITECTURE: &str = "x86_64";
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Software emulation stretches what a thread does between two clock readings; the sums still
-/// close, and are checked without a tolerance by the residual.
+/// close, and the residual is held to the same bound as anywhere.
 const TOLERANCE_PERCENT: &str = "10";
 const TOLERANCE_MS: &str = "30";
 
@@ -258,7 +258,9 @@ fn judge(outcome: &Outcome, directory: &Path, programs: &Programs) -> Result<Vec
         .arg(directory.join("out.ndjson"))
         .arg(directory.join("truth.json"))
         .args(["--tolerance-percent", TOLERANCE_PERCENT])
-        .args(["--tolerance-ms", TOLERANCE_MS]);
+        .args(["--tolerance-ms", TOLERANCE_MS])
+        .args(["--cpu-tolerance-percent", TOLERANCE_PERCENT])
+        .args(["--cpu-tolerance-ms", TOLERANCE_MS]);
     step::run("check", &mut command)?;
     Ok(off)
 }
