@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 /// How often the data is looked at while the machine runs.
 const POLL: Duration = Duration::from_millis(100);
@@ -84,7 +84,7 @@ impl Machine<'_> {
             .spawn()
             .with_context(|| format!("starting {}", crate::step::show(&command)))?;
         let boot = self.wait(Guard(child), started, &data);
-        let boot = boot.with_context(|| console_end(&console))?;
+        let boot = boot.map_err(|error| anyhow!("{error:#}\n{}", console_end(&console)))?;
         let text = String::from_utf8_lossy(
             &fs::read(&data).with_context(|| format!("reading {}", data.display()))?,
         )
