@@ -268,13 +268,7 @@ fn targets(rows: &[Row], own: Option<OwnCost>) -> Vec<Target> {
             .find(|row| row.load == load && row.tracer == tracer)
     };
     let share = |load, tracer, peer| Some(row(load, tracer)?.added() / row(load, peer)?.added());
-    let target = |what, measured, unit, bound| Target {
-        what,
-        measured,
-        unit,
-        bound,
-    };
-    vec![
+    [
         target(
             "ledger without stacks, added to a round trip, of bpftrace's off-CPU sum",
             share(PING_PONG, tracer::LEDGER, tracer::OFFCPU_SUM),
@@ -306,6 +300,14 @@ fn targets(rows: &[Row], own: Option<OwnCost>) -> Vec<Target> {
             // Nothing is attached there; what is left is the noise of the measurement.
             Bound::AtMost(0.01),
         ),
+    ]
+    .into_iter()
+    .chain(own_targets(own))
+    .collect()
+}
+
+fn own_targets(own: Option<OwnCost>) -> [Target; 3] {
+    [
         target(
             "agent's resident memory",
             own.map(|own| own.rss_mib),
@@ -325,6 +327,15 @@ fn targets(rows: &[Row], own: Option<OwnCost>) -> Vec<Target> {
             Bound::AtMost(0.3),
         ),
     ]
+}
+
+fn target(what: &'static str, measured: Option<f64>, unit: &'static str, bound: Bound) -> Target {
+    Target {
+        what,
+        measured,
+        unit,
+        bound,
+    }
 }
 
 #[cfg(test)]
