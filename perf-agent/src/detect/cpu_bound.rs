@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::view::{View, cpu, demand, hot_function, ratio};
-use super::{Candidate, evidence, named, top_stacks};
+use super::{Candidate, evidence, top_stacks};
 use crate::model::{Level, Site, ThreadLedger};
 use crate::sink::units;
 
@@ -82,16 +82,15 @@ fn threads(view: &View) -> Option<Candidate> {
     found.impact_cap = view.cpu_impact_cap();
     let cores = ratio(bound_ns, view.wall_ns());
     let kernel_share = ratio(view.class("cpu.kernel"), view.cpu_ns());
-    let who = named(view.who());
     let percent = units::percent((hot.share * 1e4) as u64, 10_000);
     (found.subject, found.title) = match &hot.function {
         Some(name) => (
             name.clone(),
-            format!("{who} computes on {cores:.2} cores; {percent} of it in `{name}`"),
+            format!("Computes on {cores:.2} cores; {percent} of it in `{name}`"),
         ),
         None => (
-            view.who().comm.clone(),
-            format!("{who} computes on {cores:.2} cores; no single function stands out"),
+            "no single function".to_owned(),
+            format!("Computes on {cores:.2} cores; no single function stands out"),
         ),
     };
     found.evidence = vec![
@@ -185,8 +184,7 @@ fn short_lived(view: &View) -> Option<Candidate> {
     let program = gone.comms.iter().max_by_key(|(_, count)| **count);
     let program = program.map_or("processes", |(name, _)| name.as_str());
     found.title = format!(
-        "{} starts {rate} short-lived processes a second, mostly `{program}`, which compute on {:.2} cores",
-        named(view.who()),
+        "Starts {rate} short-lived processes a second, mostly `{program}`, which compute on {:.2} cores",
         ratio(bound_ns, view.wall_ns()),
     );
     found.evidence = vec![

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::view::{View, class, mean, ratio};
-use super::{Candidate, DATABASE_SPECIALIST, evidence, named, top_stacks};
+use super::{Candidate, DATABASE_SPECIALIST, evidence, top_stacks};
 use crate::model::{BlockIo, Detail, Evidence, Site};
 use crate::sink::units;
 
@@ -155,8 +155,7 @@ fn candidate(view: &View, family: Option<&str>, sites: &[&Site], wait_ns: u64) -
         None => String::new(),
     };
     found.title = format!(
-        "Threads of {} wait {} for the disk: {what}{on}",
-        named(view.who()),
+        "Threads wait {} for the disk: {what}{on}",
         units::duration_per_s(view.per_s(wait_ns)),
     );
     found.subject = what;
@@ -257,7 +256,7 @@ mod tests {
         assert_eq!(found[0].key, "/data/*.wal");
         assert_eq!(
             found[0].title,
-            "Threads of log (4242) wait 900 ms/s for the disk: fsync of /data/*.wal (vda: mean 7.00 ms)"
+            "Threads wait 900 ms/s for the disk: fsync of /data/*.wal (vda: mean 7.00 ms)"
         );
         let figures: Vec<(&str, f64)> = found[0]
             .evidence

@@ -2,7 +2,7 @@
 
 use super::syscall_storm::{cheap_ns, kernel_part};
 use super::view::{View, cpu, ratio};
-use super::{Candidate, evidence, named};
+use super::{Candidate, evidence};
 use crate::model::{Level, SyscallRow};
 use crate::sink::units;
 
@@ -65,8 +65,7 @@ fn candidate(view: &View, row: &SyscallRow, errno: &str, errors: u64) -> Candida
     found.effort = Level::Low;
     found.impact_cap = view.cpu_impact_cap();
     found.title = format!(
-        "{} gets {errno} from {} {} times a second ({:.0} % of the calls)",
-        named(view.who()),
+        "Gets {errno} from {} {} times a second ({:.0} % of the calls)",
         row.name,
         units::count(view.per_s(errors)),
         share_of_calls * 100.0
@@ -139,7 +138,7 @@ mod tests {
         assert_eq!(found[0].key, "openat: ENOENT");
         assert_eq!(
             found[0].title,
-            "app (4242) gets ENOENT from openat 90,000 times a second (90 % of the calls)"
+            "Gets ENOENT from openat 90,000 times a second (90 % of the calls)"
         );
         let figures: Vec<(f64, u64)> = found[0]
             .evidence

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::view::{View, class, mean, own_function, ratio};
-use super::{Candidate, evidence, named, top_stacks};
+use super::{Candidate, evidence, top_stacks};
 use crate::model::{Detail, Lock, Site, ThreadLedger};
 use crate::sink::units;
 
@@ -123,13 +123,12 @@ fn candidate(view: &View, key: String, group: &Group) -> Candidate {
     let mut found = Candidate::new(key, wait_ns, share);
     let what = describe(group, &found.key);
     let rate = units::duration_per_s(view.per_s(wait_ns));
-    let who = named(view.who());
     let held = match &holder {
         Some(holder) => format!(", held most by {} ({})", holder.comm, holder.tid),
         None => String::new(),
     };
-    found.title = format!("Threads of {who} wait {rate} for the {what}{held}");
-    found.subject = what;
+    found.title = format!("Threads wait {rate} for the {what}{held}");
+    found.subject = format!("{what}{held}");
     // Measured waits with a known holder; without one the lock is known but not what to change.
     // No wait that ended: held through the whole window, or a wait that is no lock after all.
     found.confidence = match (&holder, waits) {
@@ -312,7 +311,7 @@ mod tests {
         assert_eq!(found.key, "update_cache");
         assert_eq!(
             found.title,
-            "Threads of app (4242) wait 900 ms/s for the lock 0x1000 (and 1 more) taken in \
+            "Threads wait 900 ms/s for the lock 0x1000 (and 1 more) taken in \
              `update_cache`, held most by thread-1 (1)"
         );
         assert_eq!(found.confidence, 0.9);
@@ -349,7 +348,7 @@ mod tests {
         report.profile.locks[0].sum_ns = 5_000_000_000;
         let found = find(&View::new(&report));
         assert_eq!(found[0].bound_ns, 900_000_000, "at most the class's time");
-        assert_eq!(found[0].subject, "lock 0x1000");
+        assert_eq!(found[0].subject, "lock 0x1000, held most by thread-1 (1)");
     }
 
     #[test]

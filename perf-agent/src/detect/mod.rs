@@ -17,7 +17,7 @@ mod view;
 
 use std::collections::BTreeMap;
 
-use crate::model::{Evidence, Finding, Level, Process, Site, State, WindowReport};
+use crate::model::{Evidence, Finding, Level, Site, State, WindowReport};
 use view::View;
 
 /// A rule: looks at one process in one window.
@@ -326,11 +326,6 @@ impl Detector {
         }
         resolved
     }
-}
-
-/// How a process is named in titles.
-fn named(who: &Process) -> String {
-    format!("{} ({})", who.comm, who.pid)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::view::{View, class, mean, net, ratio};
-use super::{Candidate, DATABASE_SPECIALIST, evidence, named, top_stacks};
+use super::{Candidate, DATABASE_SPECIALIST, evidence, top_stacks};
 use crate::model::{Detail, Evidence, Level, Site};
 use crate::sink::units;
 
@@ -159,8 +159,7 @@ fn candidate(view: &View, waits: &Waits) -> Candidate {
         _ => format!("{} each", units::duration(mean_ns)),
     };
     found.title = format!(
-        "Threads of {} wait {} {doing} {}: {} waits a second, {each}",
-        named(view.who()),
+        "Threads wait {} {doing} {}: {} waits a second, {each}",
         units::duration_per_s(view.per_s(wait_ns)),
         found.subject,
         units::count(view.per_s(waits.count)),
@@ -266,7 +265,7 @@ mod tests {
         assert_eq!(found[0].share, 0.75);
         assert_eq!(
             found[0].title,
-            "Threads of web (4242) wait 750 ms/s for PostgreSQL at 10.0.0.5:5432: 400 waits a \
+            "Threads wait 750 ms/s for PostgreSQL at 10.0.0.5:5432: 400 waits a \
              second, 1.88 ms each"
         );
         assert_eq!(found[0].evidence[2].value, 1_875_000.0);

@@ -1,7 +1,7 @@
 //! Page faults: threads asleep until a page is read back, and CPU time spent on mapping fresh ones.
 
 use super::view::{View, class, cpu, mean, ratio};
-use super::{Candidate, evidence, named, top_stacks};
+use super::{Candidate, evidence, top_stacks};
 use crate::model::Level;
 use crate::sink::units;
 
@@ -26,12 +26,11 @@ pub fn find(view: &View) -> Vec<Candidate> {
     let mut found = Candidate::new(key, bound_ns, share);
     // Time asleep is measured, the CPU time is an estimate.
     found.confidence = 0.85 * blocked_share + 0.5 * (1.0 - blocked_share);
-    let who = named(view.who());
     let (minor, major) = (view.per_s(faults.minor), view.per_s(faults.major));
     if stalls {
         found.subject = "page-fault stalls".to_owned();
         found.title = format!(
-            "Threads of {who} sleep {} in page faults ({} major faults a second)",
+            "Threads sleep {} in page faults ({} major faults a second)",
             units::duration_per_s(view.per_s(blocked_ns)),
             units::count(major),
         );
@@ -45,7 +44,7 @@ pub fn find(view: &View) -> Vec<Candidate> {
         found.subject = "minor page faults".to_owned();
         found.impact_cap = view.cpu_impact_cap().min(Level::Medium);
         found.title = format!(
-            "{who} takes {} minor page faults a second: memory is mapped afresh over and over",
+            "Takes {} minor page faults a second: memory is mapped afresh over and over",
             units::count(minor),
         );
         found.recommendations = lines(&[
@@ -103,7 +102,7 @@ mod tests {
         assert_eq!(found[0].confidence, 0.85);
         assert_eq!(
             found[0].title,
-            "Threads of app (4242) sleep 500 ms/s in page faults (250 major faults a second)"
+            "Threads sleep 500 ms/s in page faults (250 major faults a second)"
         );
         assert_eq!(found[0].evidence[3].value, 2e6);
     }

@@ -1,7 +1,7 @@
 //! Threads that could run and get no CPU: too many of them, too few CPUs, or a CPU quota.
 
 use super::view::{View, class, ratio};
-use super::{Candidate, evidence, named};
+use super::{Candidate, evidence};
 use crate::model::{Level, Throttled};
 use crate::sink::units;
 
@@ -24,7 +24,6 @@ pub fn find(view: &View) -> Vec<Candidate> {
         || ratio(runq_ns, runq_ns + view.cpu_ns()) >= PRESSURE_SHARE;
     let rate = units::duration_per_s(view.per_s(runq_ns));
     let p99 = units::duration(latency.p99_ns);
-    let who = named(view.who());
     found.evidence = vec![
         evidence("wait", view.per_s(runq_ns) as f64, "ns/s", latency.count),
         evidence("wait_p99", latency.p99_ns as f64, "ns", latency.count),
@@ -32,10 +31,10 @@ pub fn find(view: &View) -> Vec<Candidate> {
         evidence("share_of_busiest_waiter", share, "ratio", latency.count),
     ];
     match throttled {
-        Some(throttled) => quota(&mut found, throttled, &who, &rate),
+        Some(throttled) => quota(&mut found, throttled, &rate),
         None => {
             found.subject = "run queue".to_owned();
-            found.title = format!("Threads of {who} wait {rate} for a CPU (p99 {p99})");
+            found.title = format!("Threads wait {rate} for a CPU (p99 {p99})");
             // The wait is measured; whether it can be saved depends on the rest of the host.
             found.confidence = if pressure { 0.8 } else { 0.4 };
             if !pressure {
@@ -52,13 +51,13 @@ pub fn find(view: &View) -> Vec<Candidate> {
 }
 
 /// Throttled threads are runnable all the while: their wait is in `runq`, the reason is the quota.
-fn quota(found: &mut Candidate, throttled: &Throttled, who: &str, rate: &str) {
+fn quota(found: &mut Candidate, throttled: &Throttled, rate: &str) {
     let cgroup = &throttled.cgroup;
     let (cut, periods) = (throttled.throttled_periods, throttled.periods);
     found.key = "quota".to_owned();
     found.subject = format!("CPU quota of {cgroup}");
     found.title = format!(
-        "Quota throttling: {cut} of {periods} periods of {cgroup} were cut short; threads of {who} wait {rate} for a CPU"
+        "Quota throttling: {cut} of {periods} periods of {cgroup} were cut short; threads wait {rate} for a CPU"
     );
     found.confidence = 0.95;
     found.effort = Level::Low;
@@ -107,7 +106,7 @@ mod tests {
         assert_eq!(found[0].confidence, 0.8);
         assert_eq!(
             found[0].title,
-            "Threads of app (4242) wait 800 ms/s for a CPU (p99 8.00 ms)"
+            "Threads wait 800 ms/s for a CPU (p99 8.00 ms)"
         );
         assert_eq!(found[0].evidence[1].value, 8e6);
         assert_eq!(found[0].evidence[1].samples, 400);

@@ -5,7 +5,7 @@
 //! that does nothing else is neither.
 
 use super::view::{View, class, cpu, mean, net, own_function, ratio};
-use super::{Candidate, evidence, named, top_stacks};
+use super::{Candidate, evidence, top_stacks};
 use crate::model::{Classes, Level, Site, ThreadLedger};
 use crate::sink::units;
 
@@ -92,8 +92,7 @@ fn sleeps_between_work(view: &View) -> Option<Candidate> {
     };
     name(&mut found, view, is_timer, "sleep between work");
     found.title = format!(
-        "Threads of {} sleep {} between pieces of work: {} sleeps a second, {} each",
-        named(view.who()),
+        "Threads sleep {} between pieces of work: {} sleeps a second, {} each",
         units::duration_per_s(view.per_s(bound_ns)),
         units::count(view.per_s(count)),
         units::duration(mean_ns),
@@ -157,8 +156,7 @@ fn wakes_for_nothing(view: &View) -> Option<Candidate> {
         "wake-ups for nothing",
     );
     found.title = format!(
-        "Threads of {} wake up {} times a second and find nothing to do, for {} of CPU time",
-        named(view.who()),
+        "Threads wake up {} times a second and find nothing to do, for {} of CPU time",
         units::count(view.per_s(wakes)),
         units::duration_per_s(view.per_s(bound_ns)),
     );
@@ -254,7 +252,7 @@ mod tests {
         assert_eq!(found[0].confidence, 0.6);
         assert_eq!(
             found[0].title,
-            "Threads of app (4242) sleep 700 ms/s between pieces of work: 700 sleeps a second, 1.00 ms each"
+            "Threads sleep 700 ms/s between pieces of work: 700 sleeps a second, 1.00 ms each"
         );
         assert_eq!(found[0].evidence[3].value, 0.3);
     }

@@ -2,7 +2,7 @@
 //! writes.
 
 use super::view::{View, cpu, mean, ratio};
-use super::{Candidate, evidence, named, top_stacks};
+use super::{Candidate, evidence, top_stacks};
 use crate::model::{Level, SyscallRow};
 use crate::sink::units;
 
@@ -90,8 +90,7 @@ fn candidate(view: &View, row: &SyscallRow, kernel_share: f64) -> Candidate {
         _ => format!(", {} each", units::bytes(size)),
     };
     found.title = format!(
-        "{} calls {} {rate} times a second{moved}; {:.0} % of its CPU time is in the kernel",
-        named(view.who()),
+        "Calls {} {rate} times a second{moved}; {:.0} % of the CPU time is in the kernel",
         row.name,
         kernel_share * 100.0
     );
@@ -161,7 +160,7 @@ mod tests {
         assert_eq!((found[0].confidence, found[0].effort), (0.85, Level::Low));
         assert_eq!(
             found[0].title,
-            "dd (4242) calls read 900 k times a second, 1 B each; 70 % of its CPU time is in the kernel"
+            "Calls read 900 k times a second, 1 B each; 70 % of the CPU time is in the kernel"
         );
         assert_eq!(found[0].evidence[0].value, 900_000.0);
         assert_eq!(found[0].evidence[0].samples, 900_000);
