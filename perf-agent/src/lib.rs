@@ -4,6 +4,7 @@
 //! right of `drain` is pure (bytes in, plain data out) and is fed by `replay` as well.
 
 pub mod cli;
+pub mod detect;
 #[cfg(test)]
 mod fixtures;
 pub mod kernel;
