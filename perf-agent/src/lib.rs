@@ -3,4 +3,9 @@
 //! One direction: `kernel` → `drain` → `signals` → `aggregate` → `detect` → `sink`. Everything
 //! right of `drain` is pure (bytes in, plain data out) and is fed by `replay` as well.
 
+pub mod cli;
+#[cfg(test)]
+mod fixtures;
 pub mod model;
+pub mod schema;
+pub mod sink;

@@ -17,7 +17,7 @@ pub mod loss;
 pub mod offsets;
 pub mod signals;
 
-pub use classify::{CLASS_NAMES, class, classify, fd, futex, sys, task_state};
+pub use classify::{Blocked, CLASS_NAMES, class, classify, fd, futex, sys, task_state};
 
 /// Marks a wire type as plain data for user space (aya) and gives it byte views.
 macro_rules! wire {

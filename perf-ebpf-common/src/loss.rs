@@ -39,11 +39,13 @@ pub enum Loss {
     BlockIoFull = 13,
     /// A thread in `threads` had an impossible histogram slot.
     SlotInvalid = 14,
+    /// `listeners` was full: a server's connections on one port are taken for a client's.
+    ListenersFull = 15,
 }
 
 impl Loss {
     /// How many reasons there are.
-    pub const COUNT: usize = 15;
+    pub const COUNT: usize = 16;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Loss; Loss::COUNT] = [
@@ -62,6 +64,7 @@ impl Loss {
         Loss::IoInFlightFull,
         Loss::BlockIoFull,
         Loss::SlotInvalid,
+        Loss::ListenersFull,
     ];
 
     /// Name in `coverage.lost`.
@@ -82,6 +85,7 @@ impl Loss {
             Loss::IoInFlightFull => "io_in_flight_full",
             Loss::BlockIoFull => "block_io_full",
             Loss::SlotInvalid => "slot_invalid",
+            Loss::ListenersFull => "listeners_full",
         }
     }
 }

@@ -15,8 +15,6 @@ pub struct Settings {
     pub stacks: u32,
     /// One of this many stack-memo hits is walked again and compared. A power of two.
     pub memo_check_one_in: u32,
-    /// Kernel passes the previous state as argument 3 of sched_switch (5.18 and later).
-    pub has_prev_state_arg: u32,
     /// `bpf_task_pt_regs` exists (5.15 and later).
     pub has_task_pt_regs: u32,
     /// Mask of the bit `in_iowait` within its byte.
@@ -25,12 +23,12 @@ pub struct Settings {
     pub regs_from_stack: u32,
     /// block_rq_insert and block_rq_issue pass the request as argument 1, not 0 (before 5.11).
     pub rq_is_second_arg: u32,
-    pub pad: u32,
+    /// Log thread starts, execs and exits through aya-log.
+    pub debug: u32,
     /// Offsets in `pt_regs` of a system call's arguments 0 to 3.
     pub regs_args: [u32; 4],
-    pub pad2: u32,
 }
-wire!(Settings => 64);
+wire!(Settings => 56);
 
 impl Settings {
     /// What the object holds before user space fills it.
@@ -39,14 +37,12 @@ impl Settings {
         follow_children: 0,
         stacks: 0,
         memo_check_one_in: 1,
-        has_prev_state_arg: 0,
         has_task_pt_regs: 0,
         in_iowait_mask: 0,
         regs_from_stack: 0,
         rq_is_second_arg: 0,
-        pad: 0,
+        debug: 0,
         regs_args: [0; 4],
-        pad2: 0,
     };
 }
 

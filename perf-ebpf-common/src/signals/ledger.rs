@@ -17,7 +17,8 @@ pub struct SiteKey {
     pub detail: [u64; 2],
     /// Histogram slot of the process.
     pub slot: u16,
-    /// System call number, `sys::NR_NONE` outside one.
+    /// System call number, `sys::NR_NONE` outside one. For class `CPU`: 0 sampled in user mode,
+    /// 1 in kernel mode.
     pub nr: u16,
     /// Remote port of an inet peer, fd of a file.
     pub port: u16,

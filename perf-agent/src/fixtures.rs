@@ -1,0 +1,378 @@
+//! Lines for tests. The full ones have every field set, written out without `..Default` on
+//! purpose: a field added to the model does not compile here until it is set, and is then looked
+//! for in the schema.
+
+use std::collections::BTreeMap;
+
+use crate::model::*;
+
+pub fn stamp() -> Stamp {
+    Stamp {
+        ts: "2026-01-02T03:04:05.678Z".into(),
+        host: "db1".into(),
+    }
+}
+
+pub fn who() -> Process {
+    Process {
+        pid: 4242,
+        comm: "server".into(),
+    }
+}
+
+/// One second.
+pub fn window() -> Window {
+    Window {
+        start_ns: 5_000_000_000,
+        end_ns: 6_000_000_000,
+    }
+}
+
+/// `count` durations of one microsecond each.
+pub fn latency(count: u64) -> Latency {
+    Latency {
+        count,
+        sum_ns: count * 1_000,
+        p50_ns: 1_000,
+        p90_ns: 1_000,
+        p95_ns: 1_000,
+        p99_ns: 1_000,
+        max_ns: 1_000,
+    }
+}
+
+pub fn classes(classes: &[(&str, u64)]) -> Classes {
+    classes.iter().map(|(k, v)| ((*k).into(), *v)).collect()
+}
+
+fn map(key: &str, value: u64) -> BTreeMap<String, u64> {
+    BTreeMap::from([(key.into(), value)])
+}
+
+pub fn frame(name: &str, module: &str) -> Frame {
+    Frame {
+        name: name.into(),
+        module: Some(module.into()),
+        source: Some("main.c:12".into()),
+        symbolized: true,
+    }
+}
+
+fn full_site(detail: Detail) -> Site {
+    Site {
+        class: "lock".into(),
+        syscall: Some("futex".into()),
+        count: 3,
+        sum_ns: 300,
+        max_ns: 200,
+        detail: Some(detail),
+        user_stack: vec![frame("worker", "/usr/bin/server")],
+        kernel_stack: vec![frame("futex_wait", "[kernel]")],
+    }
+}
+
+fn full_sites() -> Vec<Site> {
+    vec![
+        full_site(Detail::Futex {
+            address: "0x7f0000001000".into(),
+        }),
+        full_site(Detail::Peer {
+            peer: "10.0.0.1:5432".into(),
+            port: 5432,
+        }),
+        full_site(Detail::Unix {
+            path: "/run/postgresql/.s.PGSQL.5432".into(),
+        }),
+        full_site(Detail::File {
+            device: "8:1".into(),
+            inode: 77,
+            path: Some("/var/lib/db/wal.001".into()),
+        }),
+    ]
+}
+
+fn full_ledger() -> Ledger {
+    Ledger {
+        stamp: stamp(),
+        who: who(),
+        window: window(),
+        process: ProcessLedger {
+            lifetime_ns: 1_000,
+            classes: classes(&[("cpu.user", 900), ("net.tcp", 90)]),
+            residual_ns: 10,
+            latency: BTreeMap::from([("cpu".into(), latency(2))]),
+            switches: 2,
+            threads_started: 1,
+            threads_exited: 1,
+            short_lived: Some(ShortLived {
+                processes: 1,
+                threads: 1,
+                lifetime_ns: 10,
+                classes: classes(&[("cpu.user", 10)]),
+                residual_ns: 0,
+                comms: map("sh", 1),
+            }),
+        },
+        threads: vec![ThreadLedger {
+            tid: 4242,
+            comm: "server".into(),
+            lifetime_ns: 1_000,
+            classes: classes(&[("cpu.user", 900), ("net.tcp", 90)]),
+            residual_ns: 10,
+            switches: 2,
+            exited: true,
+        }],
+        cpu_split: CpuSplit {
+            source: "samples".into(),
+            user_samples: 9,
+            kernel_samples: 1,
+        },
+        schedstat: SchedstatCheck {
+            threads: 1,
+            ledger_cpu_ns: 900,
+            kernel_cpu_ns: 901,
+            ledger_runq_ns: 0,
+            kernel_runq_ns: 1,
+        },
+        faults: Faults {
+            minor: 3,
+            major: 1,
+            blocked_ns: 5,
+        },
+        block_io: vec![BlockIo {
+            device: "vda".into(),
+            operation: "write".into(),
+            bytes: 4096,
+            latency: latency(1),
+        }],
+        throttled: Some(Throttled {
+            cgroup: "/system.slice/server.service".into(),
+            periods: 10,
+            throttled_periods: 2,
+            throttled_ns: 1_000,
+        }),
+    }
+}
+
+fn full_syscalls() -> Syscalls {
+    Syscalls {
+        stamp: stamp(),
+        who: who(),
+        window: window(),
+        mode: "sampled".into(),
+        fraction: 0.1,
+        slices: 10,
+        syscalls: vec![SyscallRow {
+            name: "read".into(),
+            count: 100,
+            count_error: Some(7),
+            errors: map("EAGAIN", 4),
+            latency: latency(10),
+            bytes: 4096,
+        }],
+    }
+}
+
+fn full_profile() -> Profile {
+    Profile {
+        stamp: stamp(),
+        who: who(),
+        window: window(),
+        sites: full_sites(),
+        rest: classes(&[("idle", 10)]),
+        locks: vec![Lock {
+            address: "0x7f0000001000".into(),
+            waits: 3,
+            sum_ns: 300,
+            max_ns: 200,
+            wakers: vec![Waker {
+                waker_tid: 1,
+                waker_comm: "holder".into(),
+                waiter_tid: 2,
+                waiter_comm: "waiter".into(),
+                count: 3,
+                sum_ns: 300,
+            }],
+        }],
+    }
+}
+
+pub fn full_finding() -> Finding {
+    Finding {
+        stamp: stamp(),
+        who: who(),
+        window: window(),
+        id: "0123456789abcdef".into(),
+        category: "lock_contention".into(),
+        area: "system_bottleneck".into(),
+        impact: Level::High,
+        effort: Level::Medium,
+        confidence: 0.8,
+        delegate_to: "performance-engineer".into(),
+        subject: "lock taken in worker".into(),
+        title: "Threads wait for a lock".into(),
+        evidence: vec![Evidence {
+            name: "wait".into(),
+            value: 420e6,
+            unit: "ns/s".into(),
+            samples: 12,
+        }],
+        gain_bound_ns_per_s: 420_000_000,
+        recommendations: vec!["Hold it for less time".into()],
+        state: State::New,
+        stacks: full_sites(),
+    }
+}
+
+fn full_coverage() -> Coverage {
+    Coverage {
+        stamp: stamp(),
+        window: window(),
+        lifetime_ns: 1_000,
+        residual_ns: 10,
+        generated: 12,
+        received: 11,
+        lost: map("ring_full", 1),
+        bytes_seen: 1,
+        bytes_decoded: 1,
+        frames: 20,
+        unsymbolized_frames: 2,
+        stack_memo: StackMemoCoverage {
+            hits: 10,
+            walks: 2,
+            checked: 1,
+            mismatched: 0,
+        },
+        agent: AgentCost {
+            cpu_ns: 1_000,
+            bpf_ns: 500,
+            bpf_fraction: 0.1,
+            rss_bytes: 30 << 20,
+        },
+    }
+}
+
+fn full_hello() -> Hello {
+    Hello {
+        stamp: stamp(),
+        agent: "0.1.0".into(),
+        kernel: "6.1.0".into(),
+        arch: "x86_64".into(),
+        cpus: 2,
+        targets: vec![who()],
+        follow_children: true,
+        interval_ns: 1_000_000_000,
+        signals: vec![SignalState {
+            name: "ledger".into(),
+            on: true,
+            reason: "tp_btf".into(),
+        }],
+    }
+}
+
+fn full_bye() -> Bye {
+    Bye {
+        stamp: stamp(),
+        reason: "duration".into(),
+        windows: 1,
+        lifetime_ns: 1_000,
+        residual_ns: 10,
+        generated: 12,
+        received: 11,
+        lost: map("ring_full", 1),
+        exit_code: Some(0),
+    }
+}
+
+/// One line of each type, every field set, every variant of an enum with fields used.
+pub fn full_lines() -> Vec<Line> {
+    [
+        Body::Hello(full_hello()),
+        Body::Ledger(full_ledger()),
+        Body::Syscalls(full_syscalls()),
+        Body::Profile(full_profile()),
+        Body::Finding(full_finding()),
+        Body::Coverage(full_coverage()),
+        Body::Bye(full_bye()),
+    ]
+    .into_iter()
+    .map(in_every_type)
+    .collect()
+}
+
+/// Does not compile when a variant is added: add it to the lists here.
+fn in_every_type(body: Body) -> Line {
+    match &body {
+        Body::Hello(_)
+        | Body::Ledger(_)
+        | Body::Syscalls(_)
+        | Body::Profile(_)
+        | Body::Finding(_)
+        | Body::Coverage(_)
+        | Body::Bye(_) => Line::new(body),
+    }
+}
+
+/// One line of each type with nothing optional in it.
+pub fn minimal_lines() -> Vec<Line> {
+    let ledger = minimal_report("server").ledger;
+    let profile = minimal_report("server").profile;
+    let mut hello = full_hello();
+    hello.targets.clear();
+    hello.signals.clear();
+    let mut syscalls = full_syscalls();
+    syscalls.syscalls.clear();
+    let mut finding = full_finding();
+    finding.evidence.clear();
+    finding.recommendations.clear();
+    finding.stacks.clear();
+    let mut bye = full_bye();
+    bye.lost.clear();
+    bye.exit_code = None;
+    [
+        Body::Hello(hello),
+        Body::Ledger(ledger),
+        Body::Syscalls(syscalls),
+        Body::Profile(profile),
+        Body::Finding(finding),
+        Body::Coverage(Coverage {
+            stamp: stamp(),
+            ..Coverage::default()
+        }),
+        Body::Bye(bye),
+    ]
+    .into_iter()
+    .map(in_every_type)
+    .collect()
+}
+
+/// A process in which nothing happened, for tests that fill in what they need.
+pub fn minimal_report(comm: &str) -> ProcessReport {
+    let who = Process {
+        pid: 4242,
+        comm: comm.into(),
+    };
+    ProcessReport {
+        ledger: Ledger {
+            stamp: stamp(),
+            who: who.clone(),
+            window: window(),
+            process: ProcessLedger::default(),
+            threads: Vec::new(),
+            cpu_split: CpuSplit::default(),
+            schedstat: SchedstatCheck::default(),
+            faults: Faults::default(),
+            block_io: Vec::new(),
+            throttled: None,
+        },
+        syscalls: None,
+        profile: Profile {
+            stamp: stamp(),
+            who,
+            window: window(),
+            sites: Vec::new(),
+            rest: Classes::new(),
+            locks: Vec::new(),
+        },
+    }
+}

@@ -1,0 +1,218 @@
+//! Which program goes to which hook, what each is needed for, and the links that hold them there.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Btf, Ebpf,
+    programs::{
+        PerfEvent,
+        perf_event::{PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent},
+        tp_btf::{BtfTracePoint, BtfTracePointLinkId},
+    },
+};
+
+use crate::model::SignalState;
+
+/// One program of the object. Its name is its hook's.
+pub struct Program {
+    pub name: &'static str,
+    pub signal: &'static str,
+    /// Whether nothing works without it.
+    pub required: bool,
+}
+
+/// Frequency of the CPU clock: 99 and not 100, so that it does not beat with periodic work.
+pub const SAMPLE_HZ: u64 = 99;
+
+const CPU_CLOCK: &str = "cpu_clock";
+const SYSCALL_HOOKS: [&str; 2] = ["sys_exit", "sys_enter"];
+
+/// Every program, in the order of attaching: lifecycle first, then what opens an interval's end
+/// before what begins one.
+pub const PROGRAMS: &[Program] = &[
+    Program { name: "sched_process_fork", signal: "lifecycle", required: true },
+    Program { name: "sched_process_exec", signal: "lifecycle", required: true },
+    Program { name: "inet_sock_set_state", signal: "listeners", required: false },
+    Program { name: "sched_waking", signal: "ledger", required: true },
+    Program { name: "sched_switch", signal: "ledger", required: true },
+    Program { name: CPU_CLOCK, signal: "cpu", required: false },
+    Program { name: "block_rq_insert", signal: "block_io", required: false },
+    Program { name: "block_rq_issue", signal: "block_io", required: false },
+    Program { name: "block_rq_complete", signal: "block_io", required: false },
+    Program { name: "sys_enter", signal: "syscalls", required: false },
+    Program { name: "sys_exit", signal: "syscalls", required: false },
+];
+
+/// Links held, and why a program that is not loaded is not.
+#[derive(Default)]
+pub struct Links {
+    tracepoints: HashMap<&'static str, BtfTracePointLinkId>,
+    clocks: Vec<PerfEventLinkId>,
+    refused: HashMap<&'static str, String>,
+}
+
+impl Links {
+    /// Loads every program. An optional one that is refused is noted.
+    pub fn load(&mut self, ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
+        for program in PROGRAMS {
+            if let Err(e) = load_one(ebpf, btf, program.name) {
+                if program.required {
+                    return Err(e);
+                }
+                self.refused.insert(program.name, format!("{e:#}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches all but the system call hooks; says how each signal stands.
+    pub fn attach_all(&mut self, ebpf: &mut Ebpf) -> Result<Vec<SignalState>> {
+        for program in PROGRAMS {
+            if SYSCALL_HOOKS.contains(&program.name) || self.refused.contains_key(program.name) {
+                continue;
+            }
+            let attached = if program.name == CPU_CLOCK {
+                self.attach_clocks(ebpf)
+            } else {
+                self.attach_tracepoint(ebpf, program.name)
+            };
+            if let Err(e) = attached {
+                if program.required {
+                    return Err(e);
+                }
+                self.refused.insert(program.name, format!("{e:#}"));
+            }
+        }
+        Ok(self.states())
+    }
+
+    fn states(&self) -> Vec<SignalState> {
+        let mut states: Vec<SignalState> = Vec::new();
+        for program in PROGRAMS {
+            let refused = self.refused.get(program.name);
+            let how = if program.name == CPU_CLOCK {
+                format!("cpu-clock on each CPU, {SAMPLE_HZ} Hz")
+            } else {
+                format!("tp_btf/{}", program.name)
+            };
+            let reason = refused.cloned().unwrap_or(how);
+            match states.iter_mut().find(|s| s.name == program.signal) {
+                Some(state) if state.on && refused.is_none() => {
+                    state.reason.push_str(", ");
+                    state.reason.push_str(&reason);
+                }
+                Some(state) if state.on => {
+                    state.on = false;
+                    state.reason = reason;
+                }
+                Some(_) => {}
+                None => states.push(SignalState {
+                    name: program.signal.to_owned(),
+                    on: refused.is_none(),
+                    reason,
+                }),
+            }
+        }
+        states
+    }
+
+    fn attach_tracepoint(&mut self, ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
+        let program = tracepoint(ebpf, name)?;
+        let link = program.attach().with_context(|| format!("attaching to {name}"))?;
+        self.tracepoints.insert(name, link);
+        Ok(())
+    }
+
+    fn attach_clocks(&mut self, ebpf: &mut Ebpf) -> Result<()> {
+        let program: &mut PerfEvent = ebpf
+            .program_mut(CPU_CLOCK)
+            .context("program cpu_clock is missing")?
+            .try_into()
+            .context("program cpu_clock")?;
+        let cpus = aya::util::online_cpus().map_err(|(what, e)| anyhow::anyhow!("{what}: {e}"))?;
+        for cpu in cpus {
+            let link = program
+                .attach(
+                    PerfEventConfig::Software(SoftwareEvent::CpuClock),
+                    PerfEventScope::AllProcessesOneCpu { cpu },
+                    SamplePolicy::Frequency(SAMPLE_HZ),
+                    false,
+                )
+                .with_context(|| format!("opening the clock of CPU {cpu}"))?;
+            self.clocks.push(link);
+        }
+        Ok(())
+    }
+
+    /// Attaches (exit first, so that no entry is left without its exit) or detaches the system call
+    /// hooks.
+    pub fn set_syscalls(&mut self, ebpf: &mut Ebpf, on: bool) -> Result<()> {
+        for name in SYSCALL_HOOKS {
+            if on {
+                if let Some(why) = self.refused.get(name) {
+                    bail!("{why}");
+                }
+                if !self.tracepoints.contains_key(name) {
+                    self.attach_tracepoint(ebpf, name)?;
+                }
+            } else if let Some(link) = self.tracepoints.remove(name) {
+                tracepoint(ebpf, name)?.detach(link).with_context(|| format!("detaching {name}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Detaches everything, lifecycle last.
+    pub fn detach_all(&mut self, ebpf: &mut Ebpf) {
+        for program in PROGRAMS.iter().rev() {
+            let detached = match self.tracepoints.remove(program.name) {
+                Some(link) => tracepoint(ebpf, program.name)
+                    .and_then(|p| p.detach(link).context("detaching")),
+                None => Ok(()),
+            };
+            if let Err(e) = detached {
+                tracing::debug!(program = program.name, "{e:#}");
+            }
+        }
+        if let Some(Ok(program)) =
+            ebpf.program_mut(CPU_CLOCK).map(<&mut PerfEvent>::try_from)
+        {
+            for link in self.clocks.drain(..) {
+                if let Err(e) = program.detach(link) {
+                    tracing::debug!("cpu_clock: {e}");
+                }
+            }
+        }
+    }
+
+    /// See [`super::Kernel::run_time`].
+    pub fn run_time(&self, ebpf: &Ebpf) -> (u64, u64) {
+        let mut sum = (0, 0);
+        for program in PROGRAMS {
+            if let Some(program) = ebpf.program(program.name)
+                && let Ok(fd) = program.fd()
+                && let Some((ns, runs)) = super::raw::program_run_time(fd)
+            {
+                sum = (sum.0 + ns, sum.1 + runs);
+            }
+        }
+        sum
+    }
+}
+
+fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint> {
+    ebpf.program_mut(name)
+        .with_context(|| format!("program {name} is missing"))?
+        .try_into()
+        .with_context(|| format!("program {name}"))
+}
+
+fn load_one(ebpf: &mut Ebpf, btf: &Btf, name: &'static str) -> Result<()> {
+    if name == CPU_CLOCK {
+        let program: &mut PerfEvent =
+            ebpf.program_mut(name).context("program cpu_clock is missing")?.try_into()?;
+        return program.load().with_context(|| format!("loading {name}"));
+    }
+    tracepoint(ebpf, name)?.load(name, btf).with_context(|| format!("loading {name}"))
+}

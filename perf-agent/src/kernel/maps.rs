@@ -1,0 +1,97 @@
+//! The kernel side's maps, opened by name, as bytes.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf,
+    maps::{Map, MapData},
+};
+use perf_ebpf_common::signals::{
+    LatencyCell,
+    block_io::BlockIoKey,
+    control::Control,
+    ledger::{
+        ClassHistograms, ListenerKey, SLOTS, SiteKey, SiteTotals, ThreadState, WakerKey,
+    },
+    stacks::MemoStats,
+    syscalls::{SyscallErrorKey, SyscallKey},
+};
+
+use super::raw::{MappedArray, RawMap};
+
+/// Every map user space reads or writes, but for the ring.
+pub struct Maps {
+    pub threads: RawMap,
+    pub sites: RawMap,
+    pub wakers: RawMap,
+    pub slots: RawMap,
+    pub listeners: RawMap,
+    pub syscalls: RawMap,
+    pub syscall_errors: RawMap,
+    pub block_io: RawMap,
+    pub sys_kinds: RawMap,
+    pub device_kinds: RawMap,
+    pub loss: RawMap,
+    pub generated: RawMap,
+    pub memo_stats: RawMap,
+    pub histograms: MappedArray<ClassHistograms>,
+    pub control: MappedArray<Control>,
+}
+
+impl Maps {
+    /// Opens them all.
+    ///
+    /// # Errors
+    /// A map is missing from the object, or cannot be mapped.
+    pub fn open(ebpf: &Ebpf) -> Result<Maps> {
+        let raw = |name, key_size, value_size| raw_map(ebpf, name, key_size, value_size);
+        Ok(Maps {
+            threads: raw("threads", 4, size_of::<ThreadState>())?,
+            sites: raw("sites", size_of::<SiteKey>(), size_of::<SiteTotals>())?,
+            wakers: raw("wakers", size_of::<WakerKey>(), size_of::<SiteTotals>())?,
+            slots: raw("slots", 4, 4)?,
+            listeners: raw("listeners", size_of::<ListenerKey>(), 1)?,
+            syscalls: raw("syscalls", size_of::<SyscallKey>(), size_of::<LatencyCell>())?,
+            syscall_errors: raw("syscall_errors", size_of::<SyscallErrorKey>(), 8)?,
+            block_io: raw("block_io", size_of::<BlockIoKey>(), size_of::<LatencyCell>())?,
+            sys_kinds: raw("sys_kinds", 4, 1)?,
+            device_kinds: raw("device_kinds", 4, 1)?,
+            loss: raw("loss", 4, 8)?,
+            generated: raw("generated", 4, 8)?,
+            memo_stats: raw("memo_stats", 4, size_of::<MemoStats>())?,
+            histograms: MappedArray::map(fd(ebpf, "histograms")?.as_fd(), SLOTS as usize)
+                .context("mapping histograms")?,
+            control: MappedArray::map(fd(ebpf, "control")?.as_fd(), 1).context("mapping control")?,
+        })
+    }
+}
+
+fn data<'a>(ebpf: &'a Ebpf, name: &str) -> Result<&'a MapData> {
+    match ebpf.map(name) {
+        Some(Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data)) => Ok(data),
+        _ => anyhow::bail!("map {name} is missing from the kernel object"),
+    }
+}
+
+fn fd(ebpf: &Ebpf, name: &str) -> Result<OwnedFd> {
+    data(ebpf, name)?
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .with_context(|| format!("duplicating the descriptor of map {name}"))
+}
+
+fn raw_map(ebpf: &Ebpf, name: &str, key_size: usize, value_size: usize) -> Result<RawMap> {
+    let info = data(ebpf, name)?.info().with_context(|| format!("reading about map {name}"))?;
+    anyhow::ensure!(
+        info.key_size() as usize == key_size && info.value_size() as usize == value_size,
+        "map {name} of the kernel object has other sizes than this program"
+    );
+    Ok(RawMap {
+        fd: fd(ebpf, name)?,
+        key_size,
+        value_size,
+        max_entries: info.max_entries() as usize,
+    })
+}

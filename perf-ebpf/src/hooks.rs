@@ -1,0 +1,168 @@
+//! Entry points, one a hook: the filter first, then the signals that want the event. The oldest
+//! kernel each is known to work on stands beside it.
+
+use aya_ebpf::{
+    helpers::generated::bpf_get_current_pid_tgid,
+    macros::{btf_tracepoint, perf_event},
+    programs::{BtfTracePointContext, PerfEventContext},
+};
+use aya_log_ebpf::debug;
+use perf_ebpf_common::signals::ledger::ListenerKey;
+
+use crate::{
+    file::LISTENERS,
+    prelude::*,
+    signals::{block_io, cpu, ledger, lifecycle, syscalls},
+};
+
+/// Thread id of the current task, in the initial namespace.
+#[inline(always)]
+fn current_tid() -> u32 {
+    // SAFETY: no arguments.
+    (unsafe { bpf_get_current_pid_tgid() }) as u32
+}
+
+/// 5.10: `(bool preempt, prev, next)`, a fourth argument since 5.18 unused here.
+#[btf_tracepoint(function = "sched_switch")]
+pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
+    let prev: Typed = ctx.arg(1);
+    let next: Typed = ctx.arg(2);
+    let prev_tid: u32 = field(prev, offset!(task_pid));
+    let next_tid: u32 = field(next, offset!(task_pid));
+    let out = ledger::thread(prev_tid);
+    let into = ledger::thread(next_tid);
+    if out.is_none() && into.is_none() {
+        return 0;
+    }
+    let now = now_ns();
+    if let Some(t) = out {
+        let preempted = ctx.arg::<u64>(0) & 0xff != 0;
+        ledger::switch_out(&ctx, t, prev, preempted, now);
+    }
+    if let Some(t) = into {
+        ledger::switch_in(t, now);
+    }
+    0
+}
+
+/// 5.10.
+#[btf_tracepoint(function = "sched_waking")]
+pub fn sched_waking(ctx: BtfTracePointContext) -> i32 {
+    let task: Typed = ctx.arg(0);
+    if let Some(t) = ledger::thread(field(task, offset!(task_pid))) {
+        ledger::waking(t, task);
+    }
+    0
+}
+
+/// 5.10: `(parent, child)`.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    if let Some(parent) = ledger::thread(current_tid()) {
+        let child: Typed = ctx.arg(1);
+        lifecycle::fork(parent, child);
+        if setting!(debug) != 0 {
+            debug!(
+                &ctx,
+                "thread {} started by {}",
+                field::<u32>(child, offset!(task_pid)),
+                parent.tid
+            );
+        }
+    }
+    0
+}
+
+/// 5.10: `(task, old_pid, bprm)`.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    let task: Typed = ctx.arg(0);
+    let old_tid = ctx.arg::<u64>(1) as u32;
+    lifecycle::exec(task, old_tid);
+    if setting!(debug) != 0 {
+        debug!(&ctx, "exec by thread {}", old_tid);
+    }
+    0
+}
+
+/// 5.10: `(sk, old state, new state)`. Keeps the set of listening ports.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    const TCP_LISTEN: u32 = 10;
+    if ctx.arg::<u64>(2) as u32 != TCP_LISTEN {
+        return 0;
+    }
+    let sk: Typed = ctx.arg(0);
+    let net: Typed = field(sk, offset!(sock_net));
+    let key = ListenerKey {
+        netns: field(net, offset!(net_inum)),
+        port: field::<u16>(sk, offset!(sock_num)) as u32,
+    };
+    if LISTENERS.insert(&key, &1, 0).is_err() {
+        lose(perf_ebpf_common::loss::Loss::ListenersFull);
+    }
+    0
+}
+
+/// 5.10, while the syscalls signal is attached: `(regs, nr)`.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
+    if let Some(t) = ledger::thread(current_tid()) {
+        syscalls::enter(t, ctx.arg(1));
+    }
+    0
+}
+
+/// 5.10, while the syscalls signal is attached: `(regs, result)`.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    if let Some(t) = ledger::thread(current_tid()) {
+        let regs: Typed = ctx.arg(0);
+        let nr: i32 = field(regs, offset!(regs_nr));
+        syscalls::exit(t, nr, ctx.arg::<u64>(1) as i64);
+    }
+    0
+}
+
+/// The request argument of a block tracepoint: before 5.11 the queue came first.
+macro_rules! request {
+    ($ctx:ident) => {
+        if setting!(rq_is_second_arg) != 0 {
+            $ctx.arg(1)
+        } else {
+            $ctx.arg::<Typed>(0)
+        }
+    };
+}
+
+/// 5.10.
+#[btf_tracepoint(function = "block_rq_insert")]
+pub fn block_rq_insert(ctx: BtfTracePointContext) -> i32 {
+    if let Some(t) = ledger::thread(current_tid()) {
+        block_io::start(t, request!(ctx));
+    }
+    0
+}
+
+/// 5.10.
+#[btf_tracepoint(function = "block_rq_issue")]
+pub fn block_rq_issue(ctx: BtfTracePointContext) -> i32 {
+    if let Some(t) = ledger::thread(current_tid()) {
+        block_io::start(t, request!(ctx));
+    }
+    0
+}
+
+/// 5.10: `(request, error, bytes)`.
+#[btf_tracepoint(function = "block_rq_complete")]
+pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
+    block_io::complete(ctx.arg(0), ctx.arg::<u64>(1) as u32 != 0);
+    0
+}
+
+/// 5.10: a software clock on each CPU.
+#[perf_event]
+pub fn cpu_clock(ctx: PerfEventContext) -> u32 {
+    cpu::sample(&ctx);
+    0
+}

@@ -1,0 +1,120 @@
+//! The only helpers the signals use to touch kernel memory, time and counters.
+
+use core::{
+    ffi::c_void,
+    intrinsics::{AtomicOrdering, atomic_xadd},
+};
+
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user};
+pub use aya_ebpf::programs::BtfTracePointContext;
+use perf_ebpf_common::loss::Loss;
+
+pub(crate) use crate::globals::{offset, setting};
+use crate::shared_maps::LOSS;
+
+/// A pointer the verifier knows the type of (`PTR_TO_BTF_ID`): a tracepoint argument or what was
+/// reached from one by [`field`].
+pub type Typed = *const c_void;
+
+/// Nanoseconds of CLOCK_MONOTONIC (34 ns a call: take it once an event, after the filter).
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: no arguments; allowed in every program type used here.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// Reads a field through a typed pointer: a plain load, which the kernel lets fault safely (it
+/// reads zero). A few ns less than a helper call, at every switch.
+#[inline(always)]
+pub fn field<T: Copy>(base: Typed, offset: u32) -> T {
+    // SAFETY: the verifier only accepts typed pointers here and makes faulting loads read zero.
+    unsafe { core::ptr::read_volatile(base.byte_add(offset as usize).cast::<T>()) }
+}
+
+/// Reads kernel memory through an address that is only a number to the verifier.
+#[inline(always)]
+pub fn kernel<T: Copy + Default>(address: u64) -> Option<T> {
+    let mut value = T::default();
+    // SAFETY: writes exactly one T; a bad address is an error, not a fault.
+    let result = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut value).cast(),
+            size_of::<T>() as u32,
+            address as *const c_void,
+        )
+    };
+    (result == 0).then_some(value)
+}
+
+/// Reads the current thread's user memory.
+#[inline(always)]
+pub fn user<T: Copy + Default>(address: u64) -> Option<T> {
+    let mut value = T::default();
+    // SAFETY: writes exactly one T; a bad address is an error, not a fault.
+    let result = unsafe {
+        bpf_probe_read_user(
+            (&raw mut value).cast(),
+            size_of::<T>() as u32,
+            address as *const c_void,
+        )
+    };
+    (result == 0).then_some(value)
+}
+
+/// Copies `size` bytes between kernel objects of this program (map values, ring slots). One helper
+/// call: LLVM would otherwise turn a copy of some hundred bytes into as many loads and stores.
+///
+/// # Safety
+/// `to` is valid for `size` bytes.
+#[inline(always)]
+pub unsafe fn copy(to: *mut c_void, from: *const c_void, size: u32) -> bool {
+    // SAFETY: `to` by the caller's contract; a bad `from` is an error.
+    unsafe { bpf_probe_read_kernel(to, size, from) == 0 }
+}
+
+/// Counts a loss. Every early-out that loses something calls this.
+#[inline(always)]
+pub fn lose(reason: Loss) {
+    if let Some(count) = LOSS.get_ptr_mut(reason as u32) {
+        // SAFETY: a per-CPU element, so nobody else writes it.
+        unsafe { *count += 1 };
+    }
+}
+
+/// Adds without reading back (`BPF_XADD`, which 5.10 has; fetching atomics came with 5.12).
+///
+/// The intrinsic, because the BPF target has no compare-and-swap and the standard library offers
+/// `fetch_add` only with it.
+///
+/// # Safety
+/// `to` points into a map value.
+#[inline(always)]
+pub unsafe fn add(to: *mut u64, value: u64) {
+    // SAFETY: aligned and valid by the caller's contract.
+    unsafe { atomic_xadd::<_, _, { AtomicOrdering::Relaxed }>(to, value) };
+}
+
+/// As [`add`], 32 bits.
+///
+/// # Safety
+/// `to` points into a map value.
+#[inline(always)]
+pub unsafe fn add32(to: *mut u32, value: u32) {
+    // SAFETY: aligned and valid by the caller's contract.
+    unsafe { atomic_xadd::<_, _, { AtomicOrdering::Relaxed }>(to, value) };
+}
+
+/// Raises a maximum. Two CPUs may race and the smaller value may stay: the maximum is then at most
+/// one interval short, which is cheaper than a compare-and-swap that 5.10 does not have.
+///
+/// # Safety
+/// `to` points into a map value.
+#[inline(always)]
+pub unsafe fn raise(to: *mut u64, value: u64) {
+    // SAFETY: aligned and valid by the caller's contract.
+    unsafe {
+        if *to < value {
+            *to = value;
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! The ledger: moves each thread of the target from class to class at scheduler events, and
+//! accounts every interval it closes in the thread's sums, its process's histogram and, where the
+//! place is known, its site.
+//!
+//! No system call is hooked: at `sched_switch` the number and arguments of the call a thread
+//! blocks in stand in its saved registers.
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::generated::bpf_get_current_pid_tgid,
+    macros::map,
+    maps::{Array, HashMap},
+};
+use perf_ebpf_common::{
+    Blocked, class, classify, fd, futex,
+    histogram::{BUCKETS, bucket_of},
+    loss::Loss,
+    offsets::ABSENT,
+    signals::ledger::{
+        ClassHistograms, SLOTS, SiteKey, SiteTotals, ThreadState, WakerKey, detail, thread_state,
+    },
+    sys, task_state,
+};
+
+use crate::{
+    file,
+    prelude::*,
+    registers::Registers,
+    shared_maps::{MMAPABLE, THREADS, sys_kind},
+    signals::{lifecycle, stacks},
+};
+
+/// Histograms, one element a process. An array: the slot is a small integer, and the index costs
+/// under 1 ns where a hash of (process, class, bucket) costs 30.
+#[map(name = "histograms")]
+static HISTOGRAMS: Array<ClassHistograms> = Array::with_max_entries(SLOTS, MMAPABLE);
+
+/// Slot of each process that has one, by tgid: how a process forked by the target gets histograms
+/// of its own once user space knows it.
+#[map(name = "slots")]
+static PROCESS_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(4096, 0);
+
+/// Blocked time by place.
+#[map(name = "sites")]
+static SITES: HashMap<SiteKey, SiteTotals> = HashMap::with_max_entries(16384, 0);
+
+/// Who ended waits for locks.
+#[map(name = "wakers")]
+static WAKERS: HashMap<WakerKey, SiteTotals> = HashMap::with_max_entries(4096, 0);
+
+/// The thread's account, if it is a target's.
+#[inline(always)]
+pub fn thread(tid: u32) -> Option<&'static mut ThreadState> {
+    // SAFETY: one CPU at a time writes a thread's account (the scheduler orders its events), and
+    // an entry is only deleted at the thread's last event.
+    THREADS.get_ptr_mut(&tid).map(|t| unsafe { &mut *t })
+}
+
+/// Opens an update; see [`ThreadState`] for the order.
+#[inline(always)]
+pub fn begin(t: &mut ThreadState) {
+    // SAFETY: a field of a live map value; volatile keeps it before the update.
+    unsafe { core::ptr::write_volatile(&raw mut t.seq_tail, t.seq.wrapping_add(1)) };
+}
+
+/// Closes an update.
+#[inline(always)]
+pub fn end(t: &mut ThreadState) {
+    // SAFETY: as in `begin`.
+    unsafe { core::ptr::write_volatile(&raw mut t.seq, t.seq_tail) };
+}
+
+/// Ends the open interval as time of `class`, and starts the next one now.
+#[inline(always)]
+fn close(t: &mut ThreadState, class: u8, now: u64) -> u64 {
+    // Clocks of two CPUs may disagree by a few ns; an interval is never negative.
+    let now = if now > t.since_ns { now } else { t.since_ns };
+    let length = now - t.since_ns;
+    if (class as usize) < class::COUNT {
+        t.spent_ns[class as usize] += length;
+        record(t.slot, class, length);
+    }
+    t.last_class = class;
+    t.last_ns = length;
+    t.since_ns = now;
+    length
+}
+
+/// Ends the open interval as residual: what it was cannot be said.
+#[inline(always)]
+fn close_unaccounted(t: &mut ThreadState, now: u64) {
+    let now = if now > t.since_ns { now } else { t.since_ns };
+    t.unaccounted_ns += now - t.since_ns;
+    t.since_ns = now;
+}
+
+/// Adds an interval to the histogram of a process.
+#[inline(always)]
+fn record(slot: u16, class: u8, length_ns: u64) {
+    let Some(h) = HISTOGRAMS.get_ptr_mut(slot as u32) else {
+        lose(Loss::SlotInvalid);
+        return;
+    };
+    let class = class as usize;
+    let bucket = class * BUCKETS + bucket_of(length_ns);
+    if class >= class::COUNT || bucket >= class::COUNT * BUCKETS {
+        return;
+    }
+    // SAFETY: both indices were checked against the arrays' lengths.
+    unsafe {
+        add32((&raw mut (*h).buckets).cast::<u32>().add(bucket), 1);
+        add((&raw mut (*h).sum_ns).cast::<u64>().add(class), length_ns);
+        raise((&raw mut (*h).max_ns).cast::<u64>().add(class), length_ns);
+    }
+}
+
+/// Adds an interval to the open site.
+#[inline(always)]
+fn record_site(t: &ThreadState, length_ns: u64) {
+    let key = &t.site;
+    if key.kernel_stack == 0 && key.user_stack == 0 && key.detail_kind == detail::NONE {
+        return;
+    }
+    add_site(key, length_ns);
+}
+
+/// Adds an interval to a site.
+#[inline(always)]
+pub fn add_site(key: &SiteKey, length_ns: u64) {
+    if SITES.get_ptr(key).is_none() {
+        let empty = SiteTotals::default();
+        // Another CPU may have made it meanwhile: that is an error here and a hit below.
+        let _ = SITES.insert(key, &empty, BPF_NOEXIST as u64);
+    }
+    let Some(totals) = SITES.get_ptr_mut(key) else {
+        lose(Loss::SitesFull);
+        return;
+    };
+    // SAFETY: a live map value.
+    unsafe {
+        add(&raw mut (*totals).count, 1);
+        add(&raw mut (*totals).sum_ns, length_ns);
+        raise(&raw mut (*totals).max_ns, length_ns);
+    }
+}
+
+/// Reads where and for what `task` blocks, into `t.site`; returns its class.
+#[inline(always)]
+fn find_site(t: &mut ThreadState, task: Typed, state: u32) -> (u8, Registers) {
+    let regs = Registers::of(task);
+    let nr = regs.nr();
+    let in_syscall = nr != sys::NR_NONE;
+    let in_iowait =
+        field::<u8>(task, offset!(task_in_iowait)) as u32 & setting!(in_iowait_mask) != 0;
+    let mut blocked = Blocked {
+        state,
+        in_iowait,
+        in_syscall,
+        sys: if in_syscall { sys_kind(nr) } else { sys::OTHER },
+        fd: fd::UNKNOWN,
+        futex_op: 0,
+        futex_value: 0,
+    };
+    let mut detail = [0u64; 2];
+    let mut detail_kind = detail::NONE;
+    let mut port = 0;
+    match blocked.sys {
+        sys::READ | sys::WRITE | sys::SYNC | sys::IOCTL | sys::POLL => {
+            let fd = match blocked.sys {
+                sys::POLL if regs.arg1() != 1 => None,
+                sys::POLL => user::<u32>(regs.arg0()),
+                _ => Some(regs.arg0() as u32),
+            };
+            if let Some(fd) = fd {
+                blocked.fd = file::kind_of(t, task, fd);
+                detail = t.file_detail;
+                detail_kind = t.file_detail_kind;
+                port = t.file_port;
+            } else {
+                blocked.sys = sys::POLL_MANY;
+            }
+        }
+        sys::FUTEX => {
+            blocked.futex_op = regs.arg1() as u32;
+            blocked.futex_value = regs.arg2() as u32;
+            detail[0] = regs.arg0();
+            if futex::is_lock(blocked.futex_op, blocked.futex_value) {
+                detail_kind = detail::FUTEX;
+            }
+        }
+        _ => {}
+    }
+    let class = classify(&blocked);
+    t.site = SiteKey {
+        kernel_stack: 0,
+        user_stack: 0,
+        detail: if detail_kind == detail::NONE {
+            [0; 2]
+        } else {
+            detail
+        },
+        slot: t.slot,
+        nr,
+        port: if detail_kind == detail::NONE { 0 } else { port },
+        class,
+        detail_kind,
+    };
+    (class, regs)
+}
+
+/// `prev` leaves the CPU.
+#[inline(always)]
+pub fn switch_out(
+    ctx: &BtfTracePointContext,
+    t: &mut ThreadState,
+    task: Typed,
+    preempted: bool,
+    now: u64,
+) {
+    begin(t);
+    match t.state {
+        // A seeded thread whose first event is this one was on the CPU since it was seeded.
+        thread_state::ON_CPU | thread_state::SEEDED => {
+            close(t, class::CPU, now);
+        }
+        _ => {
+            lose(Loss::SwitchOutMissed);
+            close_unaccounted(t, now);
+        }
+    }
+    t.switches += 1;
+    let woken = t.woken_ns;
+    t.woken_ns = 0;
+    // The task's own field, not the tracepoint's argument: where a signal is pending the scheduler
+    // has set the field back to "running" and passes the older value on (5.18 to 6.13).
+    let state: u32 = field(task, offset!(task_state));
+    if state & task_state::DEAD != 0 {
+        end(t);
+        lifecycle::thread_exit(t, task, now);
+        return;
+    }
+    if state == 0 || preempted {
+        t.state = thread_state::QUEUED;
+        end(t);
+        return;
+    }
+    let (class, regs) = find_site(t, task, state);
+    t.state = thread_state::BLOCKED;
+    if setting!(stacks) != 0 {
+        stacks::of_block(ctx, t, class, &regs);
+    }
+    // Woken while the switch-out was under way: it never really slept.
+    if woken != 0 {
+        let length = close(t, class, now);
+        record_site(t, length);
+        t.state = thread_state::QUEUED;
+    }
+    end(t);
+}
+
+/// `next` gets the CPU.
+#[inline(always)]
+pub fn switch_in(t: &mut ThreadState, now: u64) {
+    begin(t);
+    match t.state {
+        // A seeded thread whose first event is this one waited for a CPU since it was seeded.
+        thread_state::QUEUED | thread_state::SEEDED => {
+            close(t, class::RUNQ, now);
+        }
+        thread_state::BLOCKED => {
+            lose(Loss::WakeMissed);
+            let length = close(t, t.site.class, now);
+            record_site(t, length);
+        }
+        _ => {
+            lose(Loss::SwitchOutMissed);
+            close_unaccounted(t, now);
+        }
+    }
+    t.state = thread_state::ON_CPU;
+    if now >= t.promote_at_ns {
+        promote(t, now);
+    }
+    end(t);
+}
+
+/// Gives a thread the histogram slot of its own process, once that has one.
+#[inline(never)]
+fn promote(t: &mut ThreadState, now: u64) {
+    // SAFETY: the value is an integer written whole.
+    match unsafe { PROCESS_SLOTS.get(&t.tgid) } {
+        Some(slot) => {
+            t.slot = *slot as u16;
+            t.promote_at_ns = u64::MAX;
+        }
+        None => t.promote_at_ns = now + setting!(promote_after_ns),
+    }
+}
+
+/// Whether a task is really off the run queue. Since 6.12 a sleeper may stay on it for a while
+/// ("delayed dequeue").
+#[inline(always)]
+fn off_queue(task: Typed) -> bool {
+    if field::<u32>(task, offset!(task_on_rq)) == 0 {
+        return true;
+    }
+    let delayed = offset!(task_sched_delayed);
+    delayed != ABSENT && field::<u8>(task, delayed) != 0
+}
+
+/// `task` is about to become runnable; the current thread is the waker, unless an interrupt is.
+#[inline(always)]
+pub fn waking(t: &mut ThreadState, task: Typed) {
+    match t.state {
+        thread_state::BLOCKED => {
+            let now = now_ns();
+            begin(t);
+            let class = t.site.class;
+            let length = close(t, class, now);
+            record_site(t, length);
+            t.state = thread_state::QUEUED;
+            end(t);
+            if class == class::LOCK && t.site.detail_kind == detail::FUTEX {
+                record_waker(t, length);
+            }
+        }
+        thread_state::ON_CPU => {
+            // Either it had not gone to sleep yet (on the queue: nothing to note), or its
+            // switch-out is under way on another CPU.
+            if off_queue(task) {
+                t.woken_ns = now_ns();
+            }
+        }
+        thread_state::SEEDED if off_queue(task) => {
+            // Blocked since before it was seeded; its registers still tell where.
+            let now = now_ns();
+            begin(t);
+            let state: u32 = field(task, offset!(task_state));
+            let (class, _) = find_site(t, task, state);
+            let length = close(t, class, now);
+            record_site(t, length);
+            t.state = thread_state::QUEUED;
+            end(t);
+        }
+        _ => {}
+    }
+}
+
+/// Notes who ended a wait for a lock.
+#[inline(always)]
+fn record_waker(t: &ThreadState, length_ns: u64) {
+    // SAFETY: no arguments.
+    let current = unsafe { bpf_get_current_pid_tgid() };
+    let mut key = WakerKey {
+        address: t.site.detail[0],
+        waker_tid: current as u32,
+        waiter_tid: t.tid,
+        waiter_tgid: t.tgid,
+        waker_tgid: (current >> 32) as u32,
+    };
+    // A timeout or a signal wakes from an interrupt or from anyone: only a thread of the target's
+    // (or pid 0, the idle task, which means an interrupt) is named.
+    if key.waker_tid == 0 || THREADS.get_ptr(&key.waker_tid).is_none() {
+        key.waker_tid = 0;
+        key.waker_tgid = 0;
+    }
+    if WAKERS.get_ptr(&key).is_none() {
+        let _ = WAKERS.insert(&key, &SiteTotals::default(), BPF_NOEXIST as u64);
+    }
+    let Some(totals) = WAKERS.get_ptr_mut(&key) else {
+        lose(Loss::WakersFull);
+        return;
+    };
+    // SAFETY: a live map value.
+    unsafe {
+        add(&raw mut (*totals).count, 1);
+        add(&raw mut (*totals).sum_ns, length_ns);
+        raise(&raw mut (*totals).max_ns, length_ns);
+    }
+}

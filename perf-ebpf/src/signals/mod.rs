@@ -1,0 +1,8 @@
+//! One file a signal: its maps and what it does with an event. The entry points are in `hooks`.
+
+pub mod block_io;
+pub mod cpu;
+pub mod ledger;
+pub mod lifecycle;
+pub mod stacks;
+pub mod syscalls;
