@@ -6,6 +6,7 @@
 pub mod cli;
 #[cfg(test)]
 mod fixtures;
+pub mod kernel;
 pub mod model;
 pub mod schema;
 pub mod sink;

@@ -5,7 +5,7 @@
 #![no_std]
 #![no_main]
 #![expect(internal_features, reason = "atomic_xadd: see prelude::add")]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 
 mod file;
 mod globals;

@@ -71,8 +71,11 @@ impl Btf {
         let path = Path::new("/sys/kernel/btf/vmlinux");
         let bytes = std::fs::read(path)
             .map_err(|e| BtfError::Unreadable(format!("{}: {e}", path.display())))?;
-        let mut names: Vec<&str> =
-            FIELDS.iter().flat_map(|f| f.paths).map(|p| split(p).0).collect();
+        let mut names: Vec<&str> = FIELDS
+            .iter()
+            .flat_map(|f| f.paths)
+            .map(|p| split(p).0)
+            .collect();
         names.push("btf_trace_block_rq_issue");
         Btf::parse(bytes, &names)
     }
@@ -94,7 +97,12 @@ impl Btf {
         };
         let (start, end) = section(word(8)?, word(12)?).ok_or(BtfError::Malformed(8))?;
         let strings = section(word(16)?, word(20)?).ok_or(BtfError::Malformed(16))?;
-        let mut btf = Btf { bytes, strings, types: Vec::new(), named: HashMap::new() };
+        let mut btf = Btf {
+            bytes,
+            strings,
+            types: Vec::new(),
+            named: HashMap::new(),
+        };
         let mut at = start;
         while at < end {
             btf.types.push(at as u32);
@@ -105,7 +113,10 @@ impl Btf {
                 && (t.members > 0 || t.kind == 8)
             {
                 let name = name.to_owned();
-                btf.named.entry(name).or_default().push(btf.types.len() as u32);
+                btf.named
+                    .entry(name)
+                    .or_default()
+                    .push(btf.types.len() as u32);
             }
             at = t.rest + trailing(&t).ok_or(BtfError::Malformed(at))?;
         }
@@ -145,7 +156,9 @@ impl Btf {
     }
 
     fn string(&self, offset: u32) -> Option<&str> {
-        let tail = self.bytes.get(self.strings.0 + offset as usize..self.strings.1)?;
+        let tail = self
+            .bytes
+            .get(self.strings.0 + offset as usize..self.strings.1)?;
         let end = tail.iter().position(|&b| b == 0)?;
         std::str::from_utf8(&tail[..end]).ok()
     }
@@ -157,7 +170,10 @@ impl Btf {
         let mut places = self.named.get(name)?.iter().map(|&id| {
             let t = self.type_of(id)?;
             match members {
-                None => Some(Place { byte: t.size_or_type, bit: None }),
+                None => Some(Place {
+                    byte: t.size_or_type,
+                    bit: None,
+                }),
                 Some(members) => self.member(t, members, 0, 0),
             }
         });
@@ -170,18 +186,27 @@ impl Btf {
         if depth > 16 || !matches!(t.kind, KIND_STRUCT | KIND_UNION) {
             return None;
         }
-        let (head, tail) = path.split_once('.').map_or((path, None), |(h, t)| (h, Some(t)));
+        let (head, tail) = path
+            .split_once('.')
+            .map_or((path, None), |(h, t)| (h, Some(t)));
         for i in 0..t.members {
             let at = t.rest + i * 12;
             let name = self.string(read_u32(&self.bytes, at)?)?;
             let id = read_u32(&self.bytes, at + 4)?;
             let offset = read_u32(&self.bytes, at + 8)?;
-            let (bits, size) = if t.bitfields { (offset & 0xff_ffff, offset >> 24) } else { (offset, 0) };
+            let (bits, size) = if t.bitfields {
+                (offset & 0xff_ffff, offset >> 24)
+            } else {
+                (offset, 0)
+            };
             let bit = base.checked_add(bits)?;
             if name == head {
                 return match tail {
                     Some(tail) => self.member(self.resolved(id)?, tail, bit, depth + 1),
-                    None => Some(Place { byte: bit / 8, bit: (size != 0).then_some(bit % 8) }),
+                    None => Some(Place {
+                        byte: bit / 8,
+                        bit: (size != 0).then_some(bit % 8),
+                    }),
                 };
             }
             if name.is_empty()
@@ -207,7 +232,13 @@ impl Btf {
 pub fn resolve(btf: &Btf) -> (Offsets, Vec<(&'static str, Need)>) {
     let mut offsets = Offsets::UNSET;
     let mut absent = Vec::new();
-    for Field { name, need, paths, set } in FIELDS {
+    for Field {
+        name,
+        need,
+        paths,
+        set,
+    } in FIELDS
+    {
         match paths.iter().find_map(|path| btf.place(path)) {
             Some(place) => set(&mut offsets, place.byte),
             None => absent.push((*name, *need)),
@@ -217,7 +248,8 @@ pub fn resolve(btf: &Btf) -> (Offsets, Vec<(&'static str, Need)>) {
 }
 
 fn split(path: &str) -> (&str, Option<&str>) {
-    path.split_once('.').map_or((path, None), |(name, members)| (name, Some(members)))
+    path.split_once('.')
+        .map_or((path, None), |(name, members)| (name, Some(members)))
 }
 
 fn read_u32(bytes: &[u8], at: usize) -> Option<u32> {
@@ -274,7 +306,13 @@ mod tests {
         let types: Vec<u8> = types.iter().flat_map(|w| w.to_ne_bytes()).collect();
         let mut out = MAGIC.to_ne_bytes().to_vec();
         out.extend([1, 0]);
-        for w in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
+        for w in [
+            24,
+            0,
+            types.len() as u32,
+            types.len() as u32,
+            strings.len() as u32,
+        ] {
             out.extend(w.to_ne_bytes());
         }
         out.extend(types);
@@ -288,8 +326,20 @@ mod tests {
         assert_eq!(btf.place("outer.a"), Some(Place { byte: 0, bit: None }));
         assert_eq!(btf.place("outer.b"), Some(Place { byte: 8, bit: None }));
         assert_eq!(btf.place("outer.c"), Some(Place { byte: 8, bit: None }));
-        assert_eq!(btf.place("outer.flag"), Some(Place { byte: 10, bit: Some(3) }));
-        assert_eq!(btf.place("outer"), Some(Place { byte: 16, bit: None }));
+        assert_eq!(
+            btf.place("outer.flag"),
+            Some(Place {
+                byte: 10,
+                bit: Some(3)
+            })
+        );
+        assert_eq!(
+            btf.place("outer"),
+            Some(Place {
+                byte: 16,
+                bit: None
+            })
+        );
         assert_eq!(btf.place("outer.absent"), None);
         assert_eq!(btf.place("absent.a"), None);
     }

@@ -28,10 +28,14 @@ pub fn missing_capabilities(effective: u64) -> Vec<&'static str> {
     if has(CAP_SYS_ADMIN) {
         return Vec::new();
     }
-    [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON"), (CAP_SYS_PTRACE, "CAP_SYS_PTRACE")]
-        .into_iter()
-        .filter_map(|(cap, name)| (!has(cap)).then_some(name))
-        .collect()
+    [
+        (CAP_BPF, "CAP_BPF"),
+        (CAP_PERFMON, "CAP_PERFMON"),
+        (CAP_SYS_PTRACE, "CAP_SYS_PTRACE"),
+    ]
+    .into_iter()
+    .filter_map(|(cap, name)| (!has(cap)).then_some(name))
+    .collect()
 }
 
 /// Refuses to go on without the privilege that tracing needs.
@@ -52,7 +56,10 @@ pub fn check_privilege() -> Result<()> {
 /// Kernels before 5.11 charge maps to RLIMIT_MEMLOCK; where it cannot be raised, creating a map
 /// says so.
 pub fn raise_memlock_limit() {
-    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
     // SAFETY: reads one rlimit.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }
@@ -68,12 +75,17 @@ pub fn host_name() -> String {
 }
 
 fn read_trimmed(path: &str) -> String {
-    fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+    fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
 }
 
 /// Major and minor version of a release string.
 pub fn version(release: &str) -> (u32, u32) {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|n| n.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
@@ -102,7 +114,10 @@ pub fn argument_registers(types: &Btf) -> Result<[u32; 4], &'static str> {
         return Ok(offsets);
     }
     // arm64: x0 to x3 of `regs[31]`; x0 is kept in `orig_x0` because the result overwrites it.
-    let first = types.place("pt_regs.orig_x0").ok_or("pt_regs.orig_x0")?.byte;
+    let first = types
+        .place("pt_regs.orig_x0")
+        .ok_or("pt_regs.orig_x0")?
+        .byte;
     let regs = types.place("pt_regs.regs").ok_or("pt_regs.regs")?.byte;
     Ok([first, regs + 8, regs + 16, regs + 24])
 }
@@ -130,7 +145,13 @@ mod tests {
     #[test]
     fn an_administrator_lacks_nothing_and_nobody_lacks_three() {
         assert!(missing_capabilities(1 << CAP_SYS_ADMIN).is_empty());
-        assert_eq!(missing_capabilities(0), ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]);
-        assert_eq!(missing_capabilities(1 << CAP_BPF | 1 << CAP_PERFMON), ["CAP_SYS_PTRACE"]);
+        assert_eq!(
+            missing_capabilities(0),
+            ["CAP_BPF", "CAP_PERFMON", "CAP_SYS_PTRACE"]
+        );
+        assert_eq!(
+            missing_capabilities(1 << CAP_BPF | 1 << CAP_PERFMON),
+            ["CAP_SYS_PTRACE"]
+        );
     }
 }

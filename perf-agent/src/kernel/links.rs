@@ -7,7 +7,9 @@ use aya::{
     Btf, Ebpf,
     programs::{
         PerfEvent,
-        perf_event::{PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent},
+        perf_event::{
+            PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent,
+        },
         tp_btf::{BtfTracePoint, BtfTracePointLinkId},
     },
 };
@@ -31,17 +33,61 @@ const SYSCALL_HOOKS: [&str; 2] = ["sys_exit", "sys_enter"];
 /// Every program, in the order of attaching: lifecycle first, then what opens an interval's end
 /// before what begins one.
 pub const PROGRAMS: &[Program] = &[
-    Program { name: "sched_process_fork", signal: "lifecycle", required: true },
-    Program { name: "sched_process_exec", signal: "lifecycle", required: true },
-    Program { name: "inet_sock_set_state", signal: "listeners", required: false },
-    Program { name: "sched_waking", signal: "ledger", required: true },
-    Program { name: "sched_switch", signal: "ledger", required: true },
-    Program { name: CPU_CLOCK, signal: "cpu", required: false },
-    Program { name: "block_rq_insert", signal: "block_io", required: false },
-    Program { name: "block_rq_issue", signal: "block_io", required: false },
-    Program { name: "block_rq_complete", signal: "block_io", required: false },
-    Program { name: "sys_enter", signal: "syscalls", required: false },
-    Program { name: "sys_exit", signal: "syscalls", required: false },
+    Program {
+        name: "sched_process_fork",
+        signal: "lifecycle",
+        required: true,
+    },
+    Program {
+        name: "sched_process_exec",
+        signal: "lifecycle",
+        required: true,
+    },
+    Program {
+        name: "inet_sock_set_state",
+        signal: "listeners",
+        required: false,
+    },
+    Program {
+        name: "sched_waking",
+        signal: "ledger",
+        required: true,
+    },
+    Program {
+        name: "sched_switch",
+        signal: "ledger",
+        required: true,
+    },
+    Program {
+        name: CPU_CLOCK,
+        signal: "cpu",
+        required: false,
+    },
+    Program {
+        name: "block_rq_insert",
+        signal: "block_io",
+        required: false,
+    },
+    Program {
+        name: "block_rq_issue",
+        signal: "block_io",
+        required: false,
+    },
+    Program {
+        name: "block_rq_complete",
+        signal: "block_io",
+        required: false,
+    },
+    Program {
+        name: "sys_enter",
+        signal: "syscalls",
+        required: false,
+    },
+    Program {
+        name: "sys_exit",
+        signal: "syscalls",
+        required: false,
+    },
 ];
 
 /// Links held, and why a program that is not loaded is not.
@@ -119,7 +165,9 @@ impl Links {
 
     fn attach_tracepoint(&mut self, ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
         let program = tracepoint(ebpf, name)?;
-        let link = program.attach().with_context(|| format!("attaching to {name}"))?;
+        let link = program
+            .attach()
+            .with_context(|| format!("attaching to {name}"))?;
         self.tracepoints.insert(name, link);
         Ok(())
     }
@@ -157,7 +205,9 @@ impl Links {
                     self.attach_tracepoint(ebpf, name)?;
                 }
             } else if let Some(link) = self.tracepoints.remove(name) {
-                tracepoint(ebpf, name)?.detach(link).with_context(|| format!("detaching {name}"))?;
+                tracepoint(ebpf, name)?
+                    .detach(link)
+                    .with_context(|| format!("detaching {name}"))?;
             }
         }
         Ok(())
@@ -167,17 +217,16 @@ impl Links {
     pub fn detach_all(&mut self, ebpf: &mut Ebpf) {
         for program in PROGRAMS.iter().rev() {
             let detached = match self.tracepoints.remove(program.name) {
-                Some(link) => tracepoint(ebpf, program.name)
-                    .and_then(|p| p.detach(link).context("detaching")),
+                Some(link) => {
+                    tracepoint(ebpf, program.name).and_then(|p| p.detach(link).context("detaching"))
+                }
                 None => Ok(()),
             };
             if let Err(e) = detached {
                 tracing::debug!(program = program.name, "{e:#}");
             }
         }
-        if let Some(Ok(program)) =
-            ebpf.program_mut(CPU_CLOCK).map(<&mut PerfEvent>::try_from)
-        {
+        if let Some(Ok(program)) = ebpf.program_mut(CPU_CLOCK).map(<&mut PerfEvent>::try_from) {
             for link in self.clocks.drain(..) {
                 if let Err(e) = program.detach(link) {
                     tracing::debug!("cpu_clock: {e}");
@@ -210,9 +259,13 @@ fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoin
 
 fn load_one(ebpf: &mut Ebpf, btf: &Btf, name: &'static str) -> Result<()> {
     if name == CPU_CLOCK {
-        let program: &mut PerfEvent =
-            ebpf.program_mut(name).context("program cpu_clock is missing")?.try_into()?;
+        let program: &mut PerfEvent = ebpf
+            .program_mut(name)
+            .context("program cpu_clock is missing")?
+            .try_into()?;
         return program.load().with_context(|| format!("loading {name}"));
     }
-    tracepoint(ebpf, name)?.load(name, btf).with_context(|| format!("loading {name}"))
+    tracepoint(ebpf, name)?
+        .load(name, btf)
+        .with_context(|| format!("loading {name}"))
 }

@@ -11,9 +11,7 @@ use perf_ebpf_common::signals::{
     LatencyCell,
     block_io::BlockIoKey,
     control::Control,
-    ledger::{
-        ClassHistograms, ListenerKey, SLOTS, SiteKey, SiteTotals, ThreadState, WakerKey,
-    },
+    ledger::{ClassHistograms, ListenerKey, SLOTS, SiteKey, SiteTotals, ThreadState, WakerKey},
     stacks::MemoStats,
     syscalls::{SyscallErrorKey, SyscallKey},
 };
@@ -52,9 +50,17 @@ impl Maps {
             wakers: raw("wakers", size_of::<WakerKey>(), size_of::<SiteTotals>())?,
             slots: raw("slots", 4, 4)?,
             listeners: raw("listeners", size_of::<ListenerKey>(), 1)?,
-            syscalls: raw("syscalls", size_of::<SyscallKey>(), size_of::<LatencyCell>())?,
+            syscalls: raw(
+                "syscalls",
+                size_of::<SyscallKey>(),
+                size_of::<LatencyCell>(),
+            )?,
             syscall_errors: raw("syscall_errors", size_of::<SyscallErrorKey>(), 8)?,
-            block_io: raw("block_io", size_of::<BlockIoKey>(), size_of::<LatencyCell>())?,
+            block_io: raw(
+                "block_io",
+                size_of::<BlockIoKey>(),
+                size_of::<LatencyCell>(),
+            )?,
             sys_kinds: raw("sys_kinds", 4, 1)?,
             device_kinds: raw("device_kinds", 4, 1)?,
             loss: raw("loss", 4, 8)?,
@@ -62,7 +68,8 @@ impl Maps {
             memo_stats: raw("memo_stats", 4, size_of::<MemoStats>())?,
             histograms: MappedArray::map(fd(ebpf, "histograms")?.as_fd(), SLOTS as usize)
                 .context("mapping histograms")?,
-            control: MappedArray::map(fd(ebpf, "control")?.as_fd(), 1).context("mapping control")?,
+            control: MappedArray::map(fd(ebpf, "control")?.as_fd(), 1)
+                .context("mapping control")?,
         })
     }
 }
@@ -83,7 +90,9 @@ fn fd(ebpf: &Ebpf, name: &str) -> Result<OwnedFd> {
 }
 
 fn raw_map(ebpf: &Ebpf, name: &str, key_size: usize, value_size: usize) -> Result<RawMap> {
-    let info = data(ebpf, name)?.info().with_context(|| format!("reading about map {name}"))?;
+    let info = data(ebpf, name)?
+        .info()
+        .with_context(|| format!("reading about map {name}"))?;
     anyhow::ensure!(
         info.key_size() as usize == key_size && info.value_size() as usize == value_size,
         "map {name} of the kernel object has other sizes than this program"

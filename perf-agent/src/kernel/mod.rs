@@ -99,8 +99,15 @@ impl Kernel {
         let maps = Maps::open(&ebpf)?;
         let ring = RingBuf::try_from(ebpf.take_map("events").context("map events is missing")?)
             .context("mapping the event ring")?;
-        let mut kernel =
-            Kernel { ebpf, btf, links: Links::default(), maps, ring, signals: Vec::new(), cpus };
+        let mut kernel = Kernel {
+            ebpf,
+            btf,
+            links: Links::default(),
+            maps,
+            ring,
+            signals: Vec::new(),
+            cpus,
+        };
         kernel.links.load(&mut kernel.ebpf, &kernel.btf)?;
         kernel.fill_tables()?;
         kernel.note_absent(&absent);
@@ -158,19 +165,30 @@ impl Kernel {
         let devices = std::fs::read_to_string("/proc/devices").unwrap_or_default();
         for (map, table) in [
             (&self.maps.sys_kinds, tables::sys_kinds().as_slice()),
-            (&self.maps.device_kinds, tables::device_kinds(&devices).as_slice()),
+            (
+                &self.maps.device_kinds,
+                tables::device_kinds(&devices).as_slice(),
+            ),
         ] {
             for (i, kind) in table.iter().enumerate().filter(|(_, kind)| **kind != 0) {
-                map.update(&(i as u32).to_ne_bytes(), &[*kind], 0).context("filling a table")?;
+                map.update(&(i as u32).to_ne_bytes(), &[*kind], 0)
+                    .context("filling a table")?;
             }
         }
         Ok(())
     }
 
     fn note_absent(&mut self, absent: &[(&'static str, Need)]) {
-        for (need, name) in [(Need::Fd, "fds"), (Need::Net, "peers"), (Need::BlockIo, "block_io")] {
-            let missing: Vec<_> =
-                absent.iter().filter(|(_, n)| *n == need).map(|(field, _)| *field).collect();
+        for (need, name) in [
+            (Need::Fd, "fds"),
+            (Need::Net, "peers"),
+            (Need::BlockIo, "block_io"),
+        ] {
+            let missing: Vec<_> = absent
+                .iter()
+                .filter(|(_, n)| *n == need)
+                .map(|(field, _)| *field)
+                .collect();
             let on = missing.is_empty();
             if need == Need::BlockIo && on {
                 continue; // said when its hooks are attached
@@ -203,11 +221,12 @@ fn settings(options: &LoadOptions, types: &Btf, offsets: &Offsets) -> Result<Set
         .map(|bit| 1 << bit)
         .context("task_struct.in_iowait is not a bit-field")?;
     settings.regs_from_stack = host::kernel_stack_bytes() - offsets.regs_size;
-    settings.rq_is_second_arg =
-        types.tracepoint_args("block_rq_issue").is_some_and(|args| args > 1).into();
-    settings.regs_args = host::argument_registers(types).map_err(|name| {
-        anyhow!("struct pt_regs of this kernel has no `{name}`")
-    })?;
+    settings.rq_is_second_arg = types
+        .tracepoint_args("block_rq_issue")
+        .is_some_and(|args| args > 1)
+        .into();
+    settings.regs_args = host::argument_registers(types)
+        .map_err(|name| anyhow!("struct pt_regs of this kernel has no `{name}`"))?;
     debug_assert_ne!(offsets.regs_nr, ABSENT);
     Ok(settings)
 }

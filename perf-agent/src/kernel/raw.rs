@@ -55,9 +55,18 @@ struct BatchAttr {
 unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i64> {
     // SAFETY: by the caller's contract.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, (&raw mut *attr).cast::<libc::c_void>(), size_of::<T>())
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            (&raw mut *attr).cast::<libc::c_void>(),
+            size_of::<T>(),
+        )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 impl RawMap {
@@ -76,7 +85,11 @@ impl RawMap {
     /// # Errors
     /// Any other error of bpf(2).
     pub fn lookup(&self, key: &[u8], cpus: usize) -> io::Result<Option<Vec<u8>>> {
-        let stride = if cpus == 1 { self.value_size } else { self.value_size.next_multiple_of(8) };
+        let stride = if cpus == 1 {
+            self.value_size
+        } else {
+            self.value_size.next_multiple_of(8)
+        };
         let mut value = vec![0u8; stride * cpus];
         assert_eq!(key.len(), self.key_size, "key size of the map");
         let mut attr = self.elem(key, value.as_mut_ptr(), 0);
@@ -201,7 +214,12 @@ impl<T: Wire> MappedArray<T> {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(base.cast::<T>()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(MappedArray { base, bytes, stride, len })
+        Ok(MappedArray {
+            base,
+            bytes,
+            stride,
+            len,
+        })
     }
 
     /// Address of an element.

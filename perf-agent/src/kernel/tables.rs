@@ -22,41 +22,108 @@ const KINDS: &[(u8, &[&str])] = &[
     (
         sys::READ,
         &[
-            "read", "readv", "pread64", "preadv", "preadv2", "recvfrom", "recvmsg", "recvmmsg",
-            "getdents", "getdents64",
+            "read",
+            "readv",
+            "pread64",
+            "preadv",
+            "preadv2",
+            "recvfrom",
+            "recvmsg",
+            "recvmmsg",
+            "getdents",
+            "getdents64",
         ],
     ),
     (
         sys::WRITE,
         &[
-            "write", "writev", "pwrite64", "pwritev", "pwritev2", "sendto", "sendmsg", "sendmmsg",
-            "sendfile", "fallocate", "ftruncate",
+            "write",
+            "writev",
+            "pwrite64",
+            "pwritev",
+            "pwritev2",
+            "sendto",
+            "sendmsg",
+            "sendmmsg",
+            "sendfile",
+            "fallocate",
+            "ftruncate",
         ],
     ),
-    (sys::POLL_MANY, &["epoll_wait", "epoll_pwait", "epoll_pwait2", "select", "pselect6"]),
+    (
+        sys::POLL_MANY,
+        &[
+            "epoll_wait",
+            "epoll_pwait",
+            "epoll_pwait2",
+            "select",
+            "pselect6",
+        ],
+    ),
     (sys::POLL, &["poll", "ppoll"]),
     (sys::FUTEX, &["futex"]),
     (sys::FUTEX_WAITV, &["futex_waitv"]),
     (sys::SLEEP, &["nanosleep", "clock_nanosleep"]),
     (sys::WAIT_CHILD, &["wait4", "waitid"]),
-    (sys::SYNC, &["fsync", "fdatasync", "sync_file_range", "syncfs", "msync", "sync"]),
+    (
+        sys::SYNC,
+        &[
+            "fsync",
+            "fdatasync",
+            "sync_file_range",
+            "syncfs",
+            "msync",
+            "sync",
+        ],
+    ),
     (sys::CONNECT, &["connect"]),
     (sys::ACCEPT, &["accept", "accept4"]),
     (sys::IOCTL, &["ioctl"]),
     (
         sys::PATH,
         &[
-            "open", "openat", "openat2", "creat", "stat", "lstat", "newfstatat", "statx",
-            "access", "faccessat", "faccessat2", "rename", "renameat", "renameat2", "unlink",
-            "unlinkat", "mkdir", "mkdirat", "rmdir", "link", "linkat", "symlink", "symlinkat",
-            "truncate", "execve", "execveat", "readlink", "readlinkat", "close", "fstat",
+            "open",
+            "openat",
+            "openat2",
+            "creat",
+            "stat",
+            "lstat",
+            "newfstatat",
+            "statx",
+            "access",
+            "faccessat",
+            "faccessat2",
+            "rename",
+            "renameat",
+            "renameat2",
+            "unlink",
+            "unlinkat",
+            "mkdir",
+            "mkdirat",
+            "rmdir",
+            "link",
+            "linkat",
+            "symlink",
+            "symlinkat",
+            "truncate",
+            "execve",
+            "execveat",
+            "readlink",
+            "readlinkat",
+            "close",
+            "fstat",
             "copy_file_range",
         ],
     ),
     (
         sys::MESSAGE,
         &[
-            "msgrcv", "msgsnd", "mq_timedreceive", "mq_timedsend", "semop", "semtimedop",
+            "msgrcv",
+            "msgsnd",
+            "mq_timedreceive",
+            "mq_timedsend",
+            "semop",
+            "semtimedop",
         ],
     ),
     (sys::SIGNAL, &["pause", "rt_sigsuspend", "rt_sigtimedwait"]),
@@ -67,12 +134,15 @@ const KINDS: &[(u8, &[&str])] = &[
 
 /// Number of a system call on this architecture.
 pub fn syscall_number(name: &str) -> Option<u32> {
-    name.parse::<syscalls::Sysno>().ok().map(|nr| nr.id() as u32)
+    name.parse::<syscalls::Sysno>()
+        .ok()
+        .map(|nr| nr.id() as u32)
 }
 
 /// Name of a system call on this architecture, `syscall_N` where it is not known.
 pub fn syscall_name(nr: u32) -> String {
-    syscalls::Sysno::new(nr as usize).map_or_else(|| format!("syscall_{nr}"), |s| s.name().to_owned())
+    syscalls::Sysno::new(nr as usize)
+        .map_or_else(|| format!("syscall_{nr}"), |s| s.name().to_owned())
 }
 
 /// Kind ([`fd`]) of each character device major: terminals by their fixed numbers
@@ -85,7 +155,9 @@ pub fn device_kinds(proc_devices: &str) -> [u8; 512] {
     let characters = proc_devices.split("Block devices:").next().unwrap_or("");
     for line in characters.lines() {
         let mut words = line.split_whitespace();
-        let (Some(major), Some(name)) = (words.next(), words.next()) else { continue };
+        let (Some(major), Some(name)) = (words.next(), words.next()) else {
+            continue;
+        };
         let accelerator = ["nvidia", "drm", "kfd", "accel", "habanalabs", "neuron"]
             .iter()
             .any(|prefix| name.starts_with(prefix));
@@ -116,7 +188,9 @@ mod tests {
 
     #[test]
     fn accelerators_are_found_among_the_character_devices_only() {
-        let table = device_kinds("Character devices:\n195 nvidia\n226 drm\n\nBlock devices:\n 8 nvidia-x\n");
+        let table = device_kinds(
+            "Character devices:\n195 nvidia\n226 drm\n\nBlock devices:\n 8 nvidia-x\n",
+        );
         assert_eq!(table[195], fd::GPU);
         assert_eq!(table[226], fd::GPU);
         assert_eq!(table[8], fd::UNKNOWN);

@@ -85,7 +85,7 @@ pub fn complete(request: Typed, failed: bool) {
         lose(Loss::BlockIoFull);
         return;
     };
-    let bucket = bucket_of(length);
+    let bucket = opaque(bucket_of(length));
     // SAFETY: a live map value; the bucket is below BUCKETS.
     unsafe {
         add(&raw mut (*cell).count, 1);

@@ -101,9 +101,12 @@ fn record(slot: u16, class: u8, length_ns: u64) {
         lose(Loss::SlotInvalid);
         return;
     };
-    let class = class as usize;
-    let bucket = class * BUCKETS + bucket_of(length_ns);
-    if class >= class::COUNT || bucket >= class::COUNT * BUCKETS {
+    let class = opaque(class as usize);
+    if class >= class::COUNT {
+        return;
+    }
+    let bucket = opaque(class * BUCKETS + bucket_of(length_ns));
+    if bucket >= class::COUNT * BUCKETS {
         return;
     }
     // SAFETY: both indices were checked against the arrays' lengths.
@@ -205,7 +208,7 @@ fn find_site(t: &mut ThreadState, task: Typed, state: u32) -> (u8, Registers) {
         class,
         detail_kind,
     };
-    (class, regs)
+    (forgotten(&t.site.class), regs)
 }
 
 /// `prev` leaves the CPU.
@@ -247,7 +250,7 @@ pub fn switch_out(
     let (class, regs) = find_site(t, task, state);
     t.state = thread_state::BLOCKED;
     if setting!(stacks) != 0 {
-        stacks::of_block(ctx, t, class, &regs);
+        stacks::of_block(ctx, t, &regs);
     }
     // Woken while the switch-out was under way: it never really slept.
     if woken != 0 {

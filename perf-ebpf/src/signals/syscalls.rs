@@ -84,7 +84,7 @@ pub fn exit(t: &mut ThreadState, nr_now: i32, result: i64) {
             add(&raw mut (*cell).timed, 1);
             add(&raw mut (*cell).sum_ns, length);
             raise(&raw mut (*cell).max_ns, length);
-            let bucket = bucket_of(length);
+            let bucket = opaque(bucket_of(length));
             if bucket < BUCKETS {
                 add32((&raw mut (*cell).buckets).cast::<u32>().add(bucket), 1);
             }
