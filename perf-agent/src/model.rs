@@ -297,7 +297,7 @@ pub struct Site {
 }
 
 /// What a site waits for.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Detail {
     /// User address of the futex word, hexadecimal.
@@ -435,6 +435,8 @@ pub struct Coverage {
     pub frames: u64,
     pub unsymbolized_frames: u64,
     pub stack_memo: StackMemoCoverage,
+    /// Entries in the kernel side's maps at the end of the window.
+    pub maps: BTreeMap<String, u64>,
     pub agent: AgentCost,
 }
 

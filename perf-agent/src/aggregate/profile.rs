@@ -1,0 +1,299 @@
+//! Sites and locks: where time went, by stack and by what was waited for.
+
+use std::collections::{BTreeMap, HashMap};
+
+use perf_ebpf_common::{
+    CLASS_NAMES, Wire as _, class, sys,
+    signals::ledger::{SiteKey, SiteTotals, WakerKey, detail},
+};
+
+use super::threads::Account;
+use crate::{
+    drain::{FileFact, StackFact},
+    kernel::tables::syscall_name,
+    model::{Classes, Detail, Frame, Lock, Site, Waker},
+};
+
+/// Sites shown of each class.
+const TOP_SITES: usize = 8;
+/// Locks shown, and wakers of each.
+const TOP_LOCKS: usize = 8;
+const TOP_WAKERS: usize = 5;
+
+/// A process's part of a window.
+#[derive(Default)]
+pub struct ProcessProfile {
+    pub sites: Vec<Site>,
+    pub rest: Classes,
+    pub locks: Vec<Lock>,
+}
+
+/// Where time went, cumulative and per window.
+#[derive(Default)]
+pub struct Profiles {
+    now: HashMap<SiteKey, SiteTotals>,
+    /// Count and time up to the end of the window before, open intervals included.
+    before: HashMap<SiteKey, (u64, u64)>,
+    wakers_now: BTreeMap<WakerKey, SiteTotals>,
+    wakers_before: HashMap<WakerKey, SiteTotals>,
+    stacks: HashMap<u64, Vec<Frame>>,
+    unix: HashMap<u64, String>,
+    files: HashMap<(u32, u64), String>,
+}
+
+impl Profiles {
+    pub fn sites(&mut self, bytes: &[u8]) {
+        for entry in bytes.chunks_exact(size_of::<SiteKey>() + size_of::<SiteTotals>()) {
+            if let (Some(key), Some(totals)) = (
+                SiteKey::from_bytes(entry),
+                SiteTotals::from_bytes(&entry[size_of::<SiteKey>()..]),
+            ) {
+                self.now.insert(key, totals);
+            }
+        }
+    }
+
+    pub fn wakers(&mut self, bytes: &[u8]) {
+        for entry in bytes.chunks_exact(size_of::<WakerKey>() + size_of::<SiteTotals>()) {
+            if let (Some(key), Some(totals)) = (
+                WakerKey::from_bytes(entry),
+                SiteTotals::from_bytes(&entry[size_of::<WakerKey>()..]),
+            ) {
+                self.wakers_now.insert(key, totals);
+            }
+        }
+    }
+
+    pub fn stack(&mut self, fact: &StackFact) {
+        let frames = fact
+            .frames
+            .iter()
+            .map(|f| Frame {
+                name: f.name.clone(),
+                module: f.module.clone(),
+                source: f.source.clone(),
+                symbolized: f.symbolized,
+            })
+            .collect();
+        self.stacks.insert(fact.id, frames);
+    }
+
+    pub fn unix_name(&mut self, id: u64, path: String) {
+        self.unix.insert(id, path);
+    }
+
+    pub fn file(&mut self, fact: &FileFact) {
+        self.files.insert((fact.dev, fact.inode), fact.path.clone());
+    }
+
+    pub fn slot_freed(&mut self, slot: u32) {
+        self.before.retain(|key, _| u32::from(key.slot) != slot);
+    }
+
+    /// Profiles of the window by process. `open` is the time of intervals still open, by site.
+    pub fn window(
+        &mut self,
+        owners: &BTreeMap<u32, u32>,
+        open: &HashMap<SiteKey, u64>,
+        accounts: &[Account],
+    ) -> HashMap<u32, ProcessProfile> {
+        let mut totals: HashMap<SiteKey, (u64, u64, u64)> = std::mem::take(&mut self.now)
+            .into_iter()
+            .map(|(k, t)| (k, (t.count, t.sum_ns, t.max_ns)))
+            .collect();
+        for (key, ns) in open {
+            totals.entry(*key).or_default().1 += ns;
+        }
+        let mut by_process: HashMap<u32, Vec<(SiteKey, Site)>> = HashMap::new();
+        for (key, (count, sum_ns, max_ns)) in totals {
+            let before = self.before.insert(key, (count, sum_ns)).unwrap_or_default();
+            let (count, sum_ns) = (count.saturating_sub(before.0), sum_ns.saturating_sub(before.1));
+            let Some(pid) = owners.get(&key.slot.into()).filter(|_| count + sum_ns > 0) else {
+                continue;
+            };
+            let site = self.site(&key, count, sum_ns, max_ns);
+            by_process.entry(*pid).or_default().push((key, site));
+        }
+        let mut locks = self.locks(accounts, &by_process);
+        by_process
+            .into_iter()
+            .map(|(pid, sites)| {
+                let account = accounts.iter().find(|a| a.who.pid == pid);
+                let locks = locks.remove(&pid).unwrap_or_default();
+                (pid, profile(sites, account, locks))
+            })
+            .collect()
+    }
+
+    fn site(&self, key: &SiteKey, count: u64, sum_ns: u64, max_ns: u64) -> Site {
+        let cpu = key.class == class::CPU;
+        let class = match (cpu, key.nr) {
+            (true, 0) => "cpu.user",
+            (true, _) => "cpu.kernel",
+            (false, _) => CLASS_NAMES.get(key.class as usize).copied().unwrap_or("other"),
+        };
+        let stack = |id: u64| self.stacks.get(&id).cloned().unwrap_or_default();
+        Site {
+            class: class.to_owned(),
+            syscall: (!cpu && key.nr != sys::NR_NONE).then(|| syscall_name(key.nr.into())),
+            count,
+            sum_ns,
+            max_ns,
+            detail: self.detail(key),
+            user_stack: stack(key.user_stack),
+            kernel_stack: stack(key.kernel_stack),
+        }
+    }
+
+    fn detail(&self, key: &SiteKey) -> Option<Detail> {
+        Some(match key.detail_kind {
+            detail::FUTEX => Detail::Futex { address: format!("{:#x}", key.detail[0]) },
+            detail::INET4 => {
+                let address = std::net::Ipv4Addr::from((key.detail[0] as u32).to_ne_bytes());
+                Detail::Peer { peer: format!("{address}:{}", key.port), port: key.port }
+            }
+            detail::INET6 => {
+                let mut bytes = [0; 16];
+                bytes[..8].copy_from_slice(&key.detail[0].to_ne_bytes());
+                bytes[8..].copy_from_slice(&key.detail[1].to_ne_bytes());
+                let address = std::net::Ipv6Addr::from(bytes);
+                Detail::Peer { peer: format!("[{address}]:{}", key.port), port: key.port }
+            }
+            detail::UNIX => Detail::Unix {
+                path: self.unix.get(&key.detail[0]).cloned().unwrap_or_default(),
+            },
+            detail::FILE => {
+                let dev = key.detail[1] as u32;
+                Detail::File {
+                    device: format!("{}:{}", dev >> 20, dev & 0xf_ffff),
+                    inode: key.detail[0],
+                    path: self.files.get(&(dev, key.detail[0])).cloned(),
+                }
+            }
+            _ => return None,
+        })
+    }
+
+    /// Contended locks by process: waits from the sites, wakers beside them.
+    fn locks(
+        &mut self,
+        accounts: &[Account],
+        sites: &HashMap<u32, Vec<(SiteKey, Site)>>,
+    ) -> HashMap<u32, Vec<Lock>> {
+        let names: HashMap<u32, &String> =
+            accounts.iter().flat_map(|a| a.comms.iter().map(|(t, c)| (*t, c))).collect();
+        let name = |tid: u32| names.get(&tid).map(|c| (*c).clone()).unwrap_or_default();
+        let mut wakers: HashMap<(u32, u64), Vec<Waker>> = HashMap::new();
+        for (key, totals) in std::mem::take(&mut self.wakers_now) {
+            let before = self.wakers_before.insert(key, totals).unwrap_or_default();
+            let count = totals.count - before.count;
+            if count > 0 {
+                wakers.entry((key.waiter_tgid, key.address)).or_default().push(Waker {
+                    waker_tid: key.waker_tid,
+                    waker_comm: name(key.waker_tid),
+                    waiter_tid: key.waiter_tid,
+                    waiter_comm: name(key.waiter_tid),
+                    count,
+                    sum_ns: totals.sum_ns - before.sum_ns,
+                });
+            }
+        }
+        let mut out = HashMap::new();
+        for (pid, sites) in sites {
+            let mut locks: BTreeMap<u64, Lock> = BTreeMap::new();
+            for (key, site) in sites.iter().filter(|(k, _)| k.detail_kind == detail::FUTEX) {
+                let lock = locks.entry(key.detail[0]).or_insert_with(|| Lock {
+                    address: format!("{:#x}", key.detail[0]),
+                    waits: 0,
+                    sum_ns: 0,
+                    max_ns: 0,
+                    wakers: wakers.remove(&(*pid, key.detail[0])).unwrap_or_default(),
+                });
+                lock.waits += site.count;
+                lock.sum_ns += site.sum_ns;
+                lock.max_ns = lock.max_ns.max(site.max_ns);
+            }
+            let mut locks: Vec<Lock> = locks.into_values().collect();
+            locks.sort_by_key(|l| std::cmp::Reverse(l.sum_ns));
+            locks.truncate(TOP_LOCKS);
+            for lock in &mut locks {
+                lock.wakers.sort_by_key(|w| std::cmp::Reverse((w.sum_ns, w.waker_tid, w.waiter_tid)));
+                lock.wakers.truncate(TOP_WAKERS);
+            }
+            out.insert(*pid, locks);
+        }
+        out
+    }
+}
+
+/// The top sites of each class, and what the others sum to.
+fn profile(
+    sites: Vec<(SiteKey, Site)>,
+    account: Option<&Account>,
+    locks: Vec<Lock>,
+) -> ProcessProfile {
+    let mut sites: Vec<Site> = merge(sites);
+    // A sample stands for its share of the class's time.
+    for class in ["cpu.user", "cpu.kernel"] {
+        let samples: u64 = sites.iter().filter(|s| s.class == class).map(|s| s.count).sum();
+        let time = account.and_then(|a| a.ledger.classes.get(class)).copied().unwrap_or(0);
+        for site in sites.iter_mut().filter(|s| s.class == class) {
+            site.sum_ns =
+                (u128::from(time) * u128::from(site.count) / u128::from(samples.max(1))) as u64;
+        }
+    }
+    sites.sort_by(|a, b| {
+        b.sum_ns
+            .cmp(&a.sum_ns)
+            .then_with(|| b.count.cmp(&a.count))
+            .then_with(|| order(a).cmp(&order(b)))
+    });
+    let mut shown: HashMap<String, usize> = HashMap::new();
+    let mut rest = Classes::new();
+    sites.retain(|site| {
+        let n = shown.entry(site.class.clone()).or_default();
+        *n += 1;
+        if *n > TOP_SITES {
+            *rest.entry(site.class.clone()).or_default() += site.sum_ns;
+        }
+        *n <= TOP_SITES
+    });
+    ProcessProfile { sites, rest, locks }
+}
+
+/// Sites that read the same (the same names at other addresses) are one.
+fn merge(sites: Vec<(SiteKey, Site)>) -> Vec<Site> {
+    let mut merged: Vec<Site> = Vec::new();
+    let mut index: HashMap<(String, Option<String>, Option<Detail>, Vec<String>), usize> =
+        HashMap::new();
+    let mut sites = sites;
+    sites.sort_by_key(|(key, _)| *key);
+    for (_, site) in sites {
+        let names: Vec<String> =
+            site.user_stack.iter().chain(&site.kernel_stack).map(|f| f.name.clone()).collect();
+        let key = (site.class.clone(), site.syscall.clone(), site.detail.clone(), names);
+        match index.get(&key) {
+            Some(at) => {
+                let into: &mut Site = &mut merged[*at];
+                into.count += site.count;
+                into.sum_ns += site.sum_ns;
+                into.max_ns = into.max_ns.max(site.max_ns);
+            }
+            None => {
+                index.insert(key, merged.len());
+                merged.push(site);
+            }
+        }
+    }
+    merged
+}
+
+/// A total order of sites with equal figures, so that equal input gives equal output.
+fn order(site: &Site) -> (&str, Option<&str>, Option<&Detail>, Vec<&str>) {
+    (
+        &site.class,
+        site.syscall.as_deref(),
+        site.detail.as_ref(),
+        site.user_stack.iter().chain(&site.kernel_stack).map(|f| f.name.as_str()).collect(),
+    )
+}

@@ -1,0 +1,192 @@
+//! Parsers of `/proc` text (`Documentation/filesystems/proc.rst`). Pure; each gives `None` or skips
+//! the line where the text is not as documented.
+
+use std::collections::HashMap;
+
+/// What is used of `/proc/PID/stat` and `/proc/PID/task/TID/stat`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stat {
+    pub comm: String,
+    /// `R`, `S`, `D`, `T`, `t`, `Z`, ...
+    pub state: char,
+    pub parent: u32,
+    pub minor_faults: u64,
+    pub major_faults: u64,
+    pub user_ticks: u64,
+    pub kernel_ticks: u64,
+}
+
+/// Parses a `stat` line. The name may hold anything, parentheses and line ends as well: it ends at
+/// the last `)`.
+pub fn stat(text: &str) -> Option<Stat> {
+    let open = text.find('(')?;
+    let close = text.rfind(')')?;
+    let comm = text.get(open + 1..close)?.to_owned();
+    let fields: Vec<&str> = text.get(close + 1..)?.split_whitespace().collect();
+    // Field 3 of the line (the state) is the first of these.
+    let number = |n: usize| fields.get(n - 3)?.parse().ok();
+    Some(Stat {
+        comm,
+        state: fields.first()?.chars().next()?,
+        parent: fields.get(1)?.parse().ok()?,
+        minor_faults: number(10)?,
+        major_faults: number(12)?,
+        user_ticks: number(14)?,
+        kernel_ticks: number(15)?,
+    })
+}
+
+/// Parses `schedstat`: time on the CPU and time waiting for one, in ns.
+pub fn schedstat(text: &str) -> Option<(u64, u64)> {
+    let mut words = text.split_whitespace();
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+}
+
+/// What `/proc/PID/task/TID/syscall` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InSyscall {
+    Running,
+    /// Blocked, but not in a system call.
+    None,
+    /// Number and the first three arguments.
+    Call(u32, [u64; 3]),
+}
+
+/// Parses it.
+pub fn syscall(text: &str) -> Option<InSyscall> {
+    let mut words = text.split_whitespace();
+    let first = words.next()?;
+    if first == "running" {
+        return Some(InSyscall::Running);
+    }
+    let nr: i64 = first.parse().ok()?;
+    if nr < 0 {
+        return Some(InSyscall::None);
+    }
+    let mut args = [0; 3];
+    for arg in &mut args {
+        *arg = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+    }
+    Some(InSyscall::Call(u32::try_from(nr).ok()?, args))
+}
+
+/// A row of `/proc/PID/net/tcp`, `tcp6` or `udp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InetSocket {
+    pub local_port: u16,
+    /// `TCP_*` state: 1 established, 10 listening.
+    pub state: u8,
+    pub inode: u64,
+}
+
+/// Parses such a table.
+pub fn inet_sockets(text: &str) -> Vec<InetSocket> {
+    text.lines()
+        .skip(1)
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (_, port) = words.get(1)?.rsplit_once(':')?;
+            Some(InetSocket {
+                local_port: u16::from_str_radix(port, 16).ok()?,
+                state: u8::from_str_radix(words.get(3)?, 16).ok()?,
+                inode: words.get(9)?.parse().ok()?,
+            })
+        })
+        .collect()
+}
+
+/// Inodes of the Unix sockets that have a name (`/proc/PID/net/unix`): listeners and what they
+/// accepted.
+pub fn named_unix_sockets(text: &str) -> HashMap<u64, String> {
+    text.lines()
+        .skip(1)
+        .filter_map(|line| {
+            let mut words = line.split_whitespace().skip(6);
+            Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
+        })
+        .collect()
+}
+
+/// `KEY VALUE` lines of a cgroup's `cpu.stat`.
+pub fn cpu_stat(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let (name, value) = line.split_once(' ')?;
+        if name == key { value.trim().parse().ok() } else { None }
+    })
+}
+
+/// The path of a process in a cgroup hierarchy, from `/proc/PID/cgroup`: the unified one, or the
+/// one of the controller `cpu` (version 1).
+pub fn cgroup_path<'a>(text: &'a str, controller: Option<&str>) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let found = match controller {
+            None => controllers.is_empty(),
+            Some(name) => controllers.split(',').any(|c| c == name),
+        };
+        found.then_some(path)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const STAT: &str = "4242 (a) (b) S 1 4242 4242 0 -1 4194560 2001 0 13 0 57 21 0 0 20 0 4 0 900 1 1 1";
+
+    #[test]
+    fn a_name_with_parentheses_ends_at_the_last_one() {
+        let s = stat(STAT).unwrap();
+        assert_eq!(s.comm, "a) (b");
+        assert_eq!((s.state, s.parent, s.minor_faults, s.major_faults), ('S', 1, 2001, 13));
+        assert_eq!((s.user_ticks, s.kernel_ticks), (57, 21));
+    }
+
+    #[test]
+    fn the_three_forms_of_syscall_are_told_apart() {
+        assert_eq!(syscall("running\n"), Some(InSyscall::Running));
+        assert_eq!(syscall("-1 0x7ffd 0x7f00\n"), Some(InSyscall::None));
+        assert_eq!(
+            syscall("202 0x10 0x80 0x2 0x0 0x0 0x0 0x7ffd 0x7f00\n"),
+            Some(InSyscall::Call(202, [16, 128, 2]))
+        );
+        assert_eq!(syscall(""), None);
+    }
+
+    #[test]
+    fn listeners_are_read_from_the_socket_tables() {
+        let text = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   0: 0100007F:18EB 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 8675309 1\n";
+        assert_eq!(
+            inet_sockets(text),
+            [InetSocket { local_port: 6379, state: 10, inode: 8_675_309 }]
+        );
+        let unix = "Num       RefCount Protocol Flags    Type St Inode Path\n0: 2 0 00010000 0001 01 1234 /run/x.sock\n0: 3 0 0 0001 03 1235\n";
+        assert_eq!(named_unix_sockets(unix), HashMap::from([(1234, "/run/x.sock".to_owned())]));
+    }
+
+    #[test]
+    fn cgroup_paths_of_both_versions_are_found() {
+        let text = "4:cpu,cpuacct:/a\n1:name=systemd:/b\n0::/c\n";
+        assert_eq!(cgroup_path(text, None), Some("/c"));
+        assert_eq!(cgroup_path(text, Some("cpu")), Some("/a"));
+        assert_eq!(cpu_stat("nr_periods 7\nnr_throttled 3\n", "nr_throttled"), Some(3));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_parser_panic(text in "(?s).{0,300}", digits in "[0-9a-fx :().\n-]{0,300}") {
+            for text in [&text, &digits] {
+                let _ = stat(text);
+                let _ = schedstat(text);
+                let _ = syscall(text);
+                let _ = inet_sockets(text);
+                let _ = named_unix_sockets(text);
+                let _ = cpu_stat(text, "nr_periods");
+                let _ = cgroup_path(text, Some("cpu"));
+            }
+        }
+    }
+}

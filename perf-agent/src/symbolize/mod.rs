@@ -1,0 +1,216 @@
+//! Names the frames of stacks: blazesym (ELF, DWARF, kallsyms) as soon as a stack arrives, so that
+//! a target which exits has been symbolized already.
+
+use std::{collections::HashMap, fs};
+
+use blazesym::{
+    Pid,
+    symbolize::{
+        Input, Symbolized, Symbolizer,
+        source::{Kernel, Process, Source},
+    },
+};
+
+use crate::drain::{FrameFact, StackFact};
+
+/// Most frames remembered; past it the cache starts anew.
+const MAX_CACHED: usize = 65536;
+
+/// Symbolizes stacks, remembering every frame.
+pub struct Stacks {
+    symbolizer: Symbolizer,
+    kernel: Source<'static>,
+    /// By process (0: the kernel) and address.
+    frames: HashMap<(u32, u64), FrameFact>,
+    maps: HashMap<u32, Vec<Mapping>>,
+}
+
+/// One line of `/proc/PID/maps`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mapping {
+    start: u64,
+    end: u64,
+    offset: u64,
+    name: String,
+}
+
+impl Default for Stacks {
+    fn default() -> Self {
+        let mut kernel = Kernel::default();
+        // kallsyms has every function's name; DWARF of the kernel is hundreds of MB.
+        kernel.vmlinux = blazesym::MaybeDefault::None;
+        Stacks {
+            symbolizer: Symbolizer::builder().enable_inlined_fns(false).build(),
+            kernel: Source::Kernel(kernel),
+            frames: HashMap::new(),
+            maps: HashMap::new(),
+        }
+    }
+}
+
+impl Stacks {
+    /// Names a stack's frames. `pid` 0 is a kernel stack, from which the scheduler's own frames
+    /// (and the tracer's above them) are taken off.
+    pub fn name(&mut self, id: u64, pid: u32, addresses: &[u64]) -> StackFact {
+        // A return address points behind the call: the byte before it is inside.
+        let looked_up: Vec<u64> = addresses
+            .iter()
+            .enumerate()
+            .map(|(i, a)| if i == 0 { *a } else { a.saturating_sub(1) })
+            .collect();
+        let missing: Vec<u64> =
+            looked_up.iter().copied().filter(|a| !self.frames.contains_key(&(pid, *a))).collect();
+        if !missing.is_empty() {
+            self.look_up(pid, &missing);
+        }
+        let mut frames: Vec<FrameFact> = looked_up
+            .iter()
+            .map(|a| self.frames.get(&(pid, *a)).cloned().unwrap_or_default())
+            .collect();
+        if pid == 0 {
+            strip_scheduler(&mut frames);
+        }
+        StackFact { id, frames }
+    }
+
+    /// The process runs another program now.
+    pub fn forget(&mut self, pid: u32) {
+        self.frames.retain(|(p, _), _| *p != pid);
+        self.maps.remove(&pid);
+    }
+
+    fn look_up(&mut self, pid: u32, addresses: &[u64]) {
+        if self.frames.len() + addresses.len() > MAX_CACHED {
+            self.frames.clear();
+        }
+        let process;
+        let source = if pid == 0 {
+            &self.kernel
+        } else {
+            process = Source::Process(Process::new(Pid::from(pid)));
+            &process
+        };
+        let found: Vec<Option<FrameFact>> =
+            match self.symbolizer.symbolize(source, Input::AbsAddr(addresses)) {
+                Ok(results) => results.iter().map(named).collect(),
+                Err(e) => {
+                    tracing::debug!(pid, "symbolizing: {e}");
+                    vec![None; addresses.len()]
+                }
+            };
+        for (address, frame) in addresses.iter().zip(found) {
+            let frame = frame.unwrap_or_else(|| self.unnamed(pid, *address));
+            self.frames.insert((pid, *address), frame);
+        }
+    }
+
+    /// A frame without a symbol: module and offset, never a guess.
+    fn unnamed(&mut self, pid: u32, address: u64) -> FrameFact {
+        let place = |mappings: &[Mapping]| {
+            let m = mappings.iter().find(|m| (m.start..m.end).contains(&address))?;
+            let file = m.name.rsplit('/').next().filter(|f| !f.is_empty())?;
+            Some(FrameFact {
+                name: format!("{file}+{:#x}", address - m.start + m.offset),
+                module: Some(m.name.clone()),
+                source: None,
+                symbolized: false,
+            })
+        };
+        let mut found = self.maps.get(&pid).and_then(|m| place(m));
+        if found.is_none() && pid != 0 {
+            let mappings =
+                mappings(&fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default());
+            found = place(&mappings);
+            self.maps.insert(pid, mappings);
+        }
+        found.unwrap_or_else(|| FrameFact {
+            name: format!("{address:#x}"),
+            ..FrameFact::default()
+        })
+    }
+}
+
+fn named(result: &Symbolized<'_>) -> Option<FrameFact> {
+    let symbol = result.as_sym()?;
+    Some(FrameFact {
+        name: symbol.name.to_string(),
+        module: symbol.module.as_ref().map(|m| m.to_string_lossy().into_owned()),
+        source: symbol.code_info.as_ref().map(|c| match c.line {
+            Some(line) => format!("{}:{line}", c.to_path().display()),
+            None => c.to_path().display().to_string(),
+        }),
+        symbolized: true,
+    })
+}
+
+/// Takes off what every blocked thread's kernel stack begins with: the tracer's own program, the
+/// tracepoint, the scheduler.
+fn strip_scheduler(frames: &mut Vec<FrameFact>) {
+    let scheduler = |f: &FrameFact| {
+        matches!(
+            f.name.as_str(),
+            "schedule" | "__schedule" | "io_schedule" | "preempt_schedule_common"
+        ) || f.name.starts_with("schedule_")
+    };
+    if let Some(last) = frames.iter().take(16).rposition(scheduler) {
+        frames.drain(..=last);
+    }
+}
+
+fn mappings(text: &str) -> Vec<Mapping> {
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            let (start, end) = words.next()?.split_once('-')?;
+            let hex = |s| u64::from_str_radix(s, 16).ok();
+            let offset = words.nth(1)?;
+            Some(Mapping {
+                start: hex(start)?,
+                end: hex(end)?,
+                offset: hex(offset)?,
+                name: words.nth(2)?.to_owned(),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[inline(never)]
+    fn known_function() -> u64 {
+        known_function as fn() -> u64 as usize as u64
+    }
+
+    #[test]
+    fn a_function_of_this_program_is_named_with_its_source() {
+        let stack = Stacks::default().name(1, std::process::id(), &[known_function()]);
+        let frame = &stack.frames[0];
+        assert!(frame.name.contains("known_function"), "{frame:?}");
+        assert!(frame.symbolized);
+        assert!(frame.source.as_deref().is_some_and(|s| s.contains("mod.rs:")), "{frame:?}");
+    }
+
+    #[test]
+    fn an_address_without_a_symbol_is_a_module_and_an_offset() {
+        let maps = "1000-2000 r-xp 00004000 fe:00 77   /usr/bin/thing\n3000-4000 rw-p 00000000 00:00 0\n";
+        assert_eq!(
+            mappings(maps),
+            [Mapping { start: 0x1000, end: 0x2000, offset: 0x4000, name: "/usr/bin/thing".into() }]
+        );
+        let mut stacks = Stacks::default();
+        stacks.maps.insert(7, mappings(maps));
+        let frame = stacks.unnamed(7, 0x1010);
+        assert_eq!((frame.name.as_str(), frame.symbolized), ("thing+0x4010", false));
+    }
+
+    #[test]
+    fn the_schedulers_frames_are_taken_off() {
+        let frame = |name: &str| FrameFact { name: name.into(), ..FrameFact::default() };
+        let mut frames =
+            ["bpf_prog_1", "__schedule", "schedule", "futex_wait", "do_syscall_64"].map(frame).to_vec();
+        strip_scheduler(&mut frames);
+        assert_eq!(frames, ["futex_wait", "do_syscall_64"].map(frame));
+    }
+}
