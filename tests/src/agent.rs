@@ -89,8 +89,8 @@ impl Run {
             .sum()
     }
 
-    /// Demands exit code 0, `hello` first, `bye` last with this reason, and a ledger that adds up in
-    /// every line.
+    /// Demands exit code 0, `hello` first, `bye` last with this reason, and between them ledgers,
+    /// which add up in every line, and their coverage.
     ///
     /// # Panics
     /// Where one of these does not hold.
@@ -100,6 +100,13 @@ impl Run {
         let bye = self.the("bye");
         assert_eq!(&self.lines[self.lines.len() - 1], bye, "{}", self.text);
         assert_eq!(bye["reason"], reason, "{}", self.text);
+        for kind in ["ledger", "coverage"] {
+            assert!(
+                self.of_type(kind).next().is_some(),
+                "no {kind}: {}",
+                self.text
+            );
+        }
         for line in self.of_type("ledger") {
             if let Err(e) = crate::truth::closes(line) {
                 panic!("{e:#}\nin {line}");
@@ -191,6 +198,28 @@ impl Agent {
             );
             let woken = self.output.changed.wait_timeout(state, left);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits for a word on standard error, for commands that print no lines.
+    ///
+    /// # Panics
+    /// Where the agent ends or [`PATIENCE`] does.
+    pub fn wait_until_said(&self, word: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let state = self.output.lock();
+            if state.errors.contains(word) {
+                return;
+            }
+            assert!(
+                !state.closed && Instant::now() < deadline,
+                "no {word:?} from perf-agent {:?}:\n{}",
+                self.arguments,
+                state.errors
+            );
+            drop(state);
+            thread::sleep(Duration::from_millis(5));
         }
     }
 

@@ -1,10 +1,13 @@
 //! What the tests of the whole program stand on: the workloads they trace, the runner of the agent,
 //! and the comparison of its ledger with what a workload measured itself.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 #[cfg(feature = "harness")]
 pub mod agent;
+#[cfg(feature = "harness")]
+pub mod servers;
 #[cfg(feature = "harness")]
 pub mod traced;
 pub mod truth;
@@ -12,3 +15,10 @@ pub mod workloads;
 
 /// How long a test waits for what takes no time by itself.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Held by a test that traces: two traces at once would be in each other's way, and so would the
+/// loads they watch.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static TRACING: Mutex<()> = Mutex::new(());
+    TRACING.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -131,3 +131,21 @@ pub fn disk_directory() -> PathBuf {
     let test = std::env::current_exe().unwrap_or_else(|e| panic!("own path: {e}"));
     test.parent().map(PathBuf::from).unwrap_or_default()
 }
+
+/// The thread of a process that has this name.
+///
+/// # Panics
+/// Where there is none.
+pub fn thread_id(pid: u32, name: &str) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    tasks
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .find(|task| {
+            let comm = std::fs::read_to_string(task.path().join("comm"));
+            comm.is_ok_and(|comm| comm.trim_end() == name)
+        })
+        .and_then(|task| task.file_name().to_str()?.parse().ok())
+        .unwrap_or_else(|| panic!("process {pid} has no thread {name}"))
+}

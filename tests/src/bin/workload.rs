@@ -1,5 +1,5 @@
-//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--now] [--hold]`, see
-//! `perf_agent_tests::workloads`.
+//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--now] [--hold] [--quiet]`,
+//! see `perf_agent_tests::workloads`.
 
 use std::io;
 use std::process::ExitCode;

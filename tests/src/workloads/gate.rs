@@ -21,6 +21,8 @@ pub struct Options {
     pub now: bool,
     /// Waits for a line when the work is done.
     pub hold: bool,
+    /// Leaves standard output alone.
+    pub quiet: bool,
 }
 
 impl Options {
@@ -32,6 +34,7 @@ impl Options {
             connect: None,
             now: false,
             hold: false,
+            quiet: false,
         };
         while let Some(argument) = arguments.next() {
             let mut value = || {
@@ -44,6 +47,7 @@ impl Options {
                 "--connect" => options.connect = Some(value()?),
                 "--now" => options.now = true,
                 "--hold" => options.hold = true,
+                "--quiet" => options.quiet = true,
                 other => return Err(io::Error::other(format!("unknown option {other}"))),
             }
         }
@@ -60,6 +64,7 @@ impl Options {
 pub struct Gate {
     now: bool,
     hold: bool,
+    quiet: bool,
 }
 
 impl Gate {
@@ -67,19 +72,24 @@ impl Gate {
         Gate {
             now: options.now,
             hold: options.hold,
+            quiet: options.quiet,
         }
     }
 
     /// Announces the process and waits until it may begin.
     pub fn open(&self) -> io::Result<()> {
-        say(&format!("READY {}\n", std::process::id()))?;
+        self.say(&format!("READY {}\n", std::process::id()))?;
         if self.now { Ok(()) } else { wait_for_line() }
     }
 
     /// Tells what was done, and waits to be dismissed where that is asked for.
     pub fn close(&self, done: &str) -> io::Result<()> {
-        say(&format!("DONE {done}\n"))?;
+        self.say(&format!("DONE {done}\n"))?;
         if self.hold { wait_for_line() } else { Ok(()) }
+    }
+
+    fn say(&self, text: &str) -> io::Result<()> {
+        if self.quiet { Ok(()) } else { say(text) }
     }
 }
 

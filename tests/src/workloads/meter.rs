@@ -72,17 +72,28 @@ impl Meter {
         Duration::from_nanos(self.classes.get(class).copied().unwrap_or(0))
     }
 
+    fn is_whole(&self) -> bool {
+        self.base.wall_ns == 0
+    }
+
     /// Closes the account, as the last thing the thread does.
     pub fn finish(self, name: &str) -> io::Result<Account> {
         let end = self.clock.read()?;
+        // Until its first reading a thread has run or waited for a CPU: on a busy machine the
+        // time from its creation to its first instruction is not small.
+        let born_ns = if self.is_whole() {
+            self.start.wall_ns - self.start.cpu_ns - self.start.runq_ns
+        } else {
+            self.start.wall_ns
+        };
         Ok(Account {
             pid: std::process::id(),
             // SAFETY: takes nothing, cannot fail.
             tid: unsafe { libc::syscall(libc::SYS_gettid) } as u32,
             name: name.to_owned(),
-            whole: self.base.wall_ns == 0,
-            start_ns: self.start.wall_ns,
-            lifetime_ns: end.wall_ns - self.start.wall_ns,
+            whole: self.is_whole(),
+            start_ns: born_ns,
+            lifetime_ns: end.wall_ns - born_ns,
             cpu_ns: end.cpu_ns - self.base.cpu_ns,
             runq_ns: end.runq_ns - self.base.runq_ns,
             classes: self.classes,

@@ -185,18 +185,21 @@ fn fsync(meter: &mut Meter, directory: &Path) -> io::Result<()> {
     })
 }
 
-/// A plain fork.
+/// A plain fork, which may itself wait for a lock of the address space.
 fn child(meter: &mut Meter) -> io::Result<()> {
-    // SAFETY: between fork and _exit the child calls async-signal-safe functions only.
-    let pid = unsafe { libc::fork() };
-    if pid == 0 {
-        raw_sleep(CHILD_SLEEPS);
-        // SAFETY: ends the child without running the parent's exit handlers.
-        unsafe { libc::_exit(0) };
-    }
-    if pid < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    let pid = meter.blocked("child", || {
+        // SAFETY: between fork and _exit the child calls async-signal-safe functions only.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            raw_sleep(CHILD_SLEEPS);
+            // SAFETY: ends the child without running the parent's exit handlers.
+            unsafe { libc::_exit(0) };
+        }
+        if pid < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(pid)
+    })?;
     meter.blocked("child", || wait_for(pid))
 }
 

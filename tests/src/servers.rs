@@ -1,0 +1,231 @@
+//! Real servers with real load, on loopback ports and directories of their own.
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::PATIENCE;
+
+/// A server or a load, ended when dropped.
+pub struct Running {
+    child: Child,
+    name: &'static str,
+    /// Removed after the process has ended.
+    _directory: Option<TempDir>,
+}
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it is still there.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.runs() {
+            // SAFETY: a child that has not been waited for, so the id is still its own. SIGINT is
+            // a fast shutdown for PostgreSQL, and ends Redis and the loads.
+            unsafe { libc::kill(self.child.id() as i32, libc::SIGINT) };
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while self.runs() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        if self.runs() {
+            eprintln!("{} had to be killed", self.name);
+            // Fails only where it has ended meanwhile.
+            _ = self.child.kill();
+        }
+        _ = self.child.wait();
+    }
+}
+
+/// Runs a command that is to succeed.
+fn must(command: &mut Command) {
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+fn spawn(mut command: Command, name: &'static str, directory: Option<TempDir>) -> Running {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    Running {
+        child,
+        name,
+        _directory: directory,
+    }
+}
+
+fn until(what: &str, mut ready: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !ready() {
+        assert!(Instant::now() < deadline, "{what} is not ready");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn directory() -> TempDir {
+    tempfile::tempdir().unwrap_or_else(|e| panic!("a directory: {e}"))
+}
+
+/// A port nobody listens on now.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+    listener.unwrap_or_else(|e| panic!("a port: {e}")).port()
+}
+
+/// A Redis server that keeps nothing, and its port.
+pub fn redis() -> (Running, u16) {
+    let (directory, port) = (directory(), free_port());
+    let mut command = Command::new("redis-server");
+    command
+        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+        .args(["--port", &port.to_string(), "--dir"])
+        .arg(directory.path());
+    let server = spawn(command, "redis-server", Some(directory));
+    until("redis-server", || {
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    (server, port)
+}
+
+/// `GET` and `SET` by 20 connections, until dropped.
+pub fn redis_load(port: u16) -> Running {
+    let mut command = Command::new("redis-benchmark");
+    command
+        .args(["-p", &port.to_string(), "-c", "20", "-P", "1"])
+        .args(["-t", "set,get", "-n", "100000000", "-q"]);
+    spawn(command, "redis-benchmark", None)
+}
+
+/// A PostgreSQL cluster with pgbench's tables, on a Unix socket only.
+pub struct Postgres {
+    pub server: Running,
+    binaries: PathBuf,
+    sockets: PathBuf,
+    user: (u32, u32),
+}
+
+const PORT: &str = "54329";
+
+impl Postgres {
+    /// Makes the cluster and starts it, as the user postgres: it refuses root.
+    pub fn start() -> Self {
+        let binaries = postgres_binaries();
+        let user = user_ids("postgres");
+        let directory = directory();
+        let (data, sockets) = (directory.path().join("data"), directory.path().to_owned());
+        chown(&sockets, Some(user.0), Some(user.1)).unwrap_or_else(|e| panic!("chown: {e}"));
+        let command = |program: &str| {
+            let mut command = Command::new(binaries.join(program));
+            command.uid(user.0).gid(user.1).current_dir(&sockets);
+            command
+        };
+        must(
+            command("initdb")
+                .args(["-A", "trust", "-U", "postgres", "--no-sync", "-D"])
+                .arg(&data),
+        );
+        let mut server = command("postgres");
+        server.arg("-D").arg(&data).arg("-k").arg(&sockets);
+        server.args(["-p", PORT, "-c", "listen_addresses="]);
+        let server = spawn(server, "postgres", Some(directory));
+        until("postgres", || {
+            let mut probe = command("pg_isready");
+            probe.args(["-q", "-p", PORT, "-h"]).arg(&sockets);
+            probe.status().is_ok_and(|status| status.success())
+        });
+        let postgres = Postgres {
+            server,
+            binaries: binaries.clone(),
+            sockets: sockets.clone(),
+            user,
+        };
+        must(postgres.pgbench().args(["-i", "-q", "-s", "2", "postgres"]));
+        postgres
+    }
+
+    fn pgbench(&self) -> Command {
+        let mut command = Command::new(self.binaries.join("pgbench"));
+        command
+            .args(["-p", PORT, "-U", "postgres", "-h"])
+            .arg(&self.sockets)
+            .uid(self.user.0)
+            .gid(self.user.1)
+            .current_dir(&self.sockets);
+        command
+    }
+
+    /// TPC-B by 4 connections, until dropped.
+    pub fn load(&self) -> Running {
+        let mut command = self.pgbench();
+        command.args(["-c", "4", "-T", "120", "-n", "postgres"]);
+        spawn(command, "pgbench", None)
+    }
+}
+
+/// Debian keeps them out of PATH, by version; the newest is taken.
+fn postgres_binaries() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten();
+    let newest = versions
+        .filter_map(Result::ok)
+        .filter_map(|entry| {
+            let version = entry.file_name().to_str()?.parse::<u32>().ok()?;
+            let binaries = entry.path().join("bin");
+            binaries
+                .join("postgres")
+                .is_file()
+                .then_some((version, binaries))
+        })
+        .max();
+    match newest {
+        Some((_, path)) => path,
+        None => which("postgres"),
+    }
+}
+
+fn which(program: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .find(|directory| directory.join(program).is_file())
+        .unwrap_or_else(|| panic!("{program} is not installed"))
+}
+
+/// User and group id by name.
+fn user_ids(name: &str) -> (u32, u32) {
+    let passwd = read("/etc/passwd");
+    let ids = passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        if fields.next() != Some(name) {
+            return None;
+        }
+        let mut numbers = fields.skip(1).map_while(|field| field.parse().ok());
+        Some((numbers.next()?, numbers.next()?))
+    });
+    ids.unwrap_or_else(|| panic!("there is no user {name}"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let text: io::Result<String> = std::fs::read_to_string(&path);
+    text.unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
+}

@@ -1,0 +1,135 @@
+//! Processes that fork, exec and end while they are traced.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use perf_agent_tests::agent::{self, Agent, Run};
+use perf_agent_tests::traced::Traced;
+use perf_agent_tests::{PATIENCE, alone};
+
+/// Time asleep by process and name.
+fn slept(run: &Run) -> BTreeMap<(u64, String), u64> {
+    let mut slept = BTreeMap::new();
+    for line in run.of_type("ledger") {
+        let key = (
+            line["pid"].as_u64().unwrap(),
+            line["comm"].as_str().unwrap().to_owned(),
+        );
+        *slept.entry(key).or_default() += line["process"]["classes"]["timer"].as_u64().unwrap_or(0);
+    }
+    slept
+}
+
+fn sleepers(run: &Run) -> Vec<u64> {
+    let slept = slept(run);
+    let mut times: Vec<u64> = slept
+        .iter()
+        .filter(|((_, comm), _)| comm == "sleep")
+        .map(|(_, ns)| *ns)
+        .collect();
+    times.sort_unstable();
+    times
+}
+
+const SHELL: [&str; 4] = ["--", "sh", "-c", "sleep 1.3 & exec sleep 1.6"];
+
+#[test]
+fn a_child_is_followed_and_exec_renames_the_target() {
+    let _alone = alone();
+    let run = agent::run(["trace"].into_iter().chain(SHELL), PATIENCE);
+    run.ended_well("target_exit").lost_nothing();
+    let times = sleepers(&run);
+    assert_eq!(times.len(), 2, "{:?}", slept(&run));
+    for (time, expected) in times.iter().zip([1_300_000_000u64, 1_600_000_000]) {
+        assert!(time.abs_diff(expected) < 30_000_000, "{:?}", slept(&run));
+    }
+}
+
+#[test]
+fn a_child_is_left_alone_when_asked() {
+    let _alone = alone();
+    let run = agent::run(
+        ["trace", "--no-children"].into_iter().chain(SHELL),
+        PATIENCE,
+    );
+    run.ended_well("target_exit").lost_nothing();
+    let times = sleepers(&run);
+    assert_eq!(times.len(), 1, "{:?}", slept(&run));
+    assert!(
+        times[0].abs_diff(1_600_000_000) < 30_000_000,
+        "{:?}",
+        slept(&run)
+    );
+}
+
+#[test]
+fn a_child_that_is_there_before_the_attach_is_followed() {
+    let _alone = alone();
+    let mut shell = std::process::Command::new("sh");
+    let mut shell = shell.args(["-c", "sleep 30 & wait"]).spawn().unwrap();
+    let pid = shell.id();
+    let child = wait_for_child(pid);
+    let run = agent::run(
+        ["trace", "-p", &pid.to_string(), "--duration", "1s"],
+        PATIENCE,
+    );
+    // SAFETY: the shell waits for this child, so its id cannot belong to another process.
+    unsafe { libc::kill(child as i32, libc::SIGKILL) };
+    shell.wait().unwrap();
+    run.ended_well("duration").lost_nothing();
+    let slept = slept(&run);
+    let time = slept
+        .get(&(child, "sleep".to_owned()))
+        .copied()
+        .unwrap_or(0);
+    assert!(time.abs_diff(1_000_000_000) < 100_000_000, "{slept:?}");
+    let waited = run.sum("ledger", "/process/classes/child");
+    assert!(waited.abs_diff(1_000_000_000) < 100_000_000, "{}", run.text);
+}
+
+/// The one child of a process, once it has become `sleep`.
+fn wait_for_child(pid: u32) -> u64 {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while std::time::Instant::now() < deadline {
+        let path = format!("/proc/{pid}/task/{pid}/children");
+        let children = std::fs::read_to_string(path).unwrap_or_default();
+        if let Ok(child) = children.trim().parse() {
+            let comm = std::fs::read_to_string(format!("/proc/{child}/comm"));
+            if comm.is_ok_and(|comm| comm == "sleep\n") {
+                return child;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    panic!("the shell has no child");
+}
+
+#[test]
+fn a_thousand_children_a_second_are_counted_and_leave_nothing_behind() {
+    let _alone = alone();
+    let mut program = Traced::workload(&["forker", "--seconds", "3", "--hold"]);
+    let pid = program.pid();
+    let agent = Agent::start(["trace", "-p", &pid.to_string()]);
+    agent.attached();
+    program.go();
+    let done = program.done(PATIENCE);
+    agent.interrupt();
+    let run = agent.finish(PATIENCE);
+    run.ended_well("interrupt").lost_nothing();
+    let children = done["children"].as_u64().unwrap();
+    let mut named: Vec<u64> = run
+        .of_type("ledger")
+        .map(|line| line["pid"].as_u64().unwrap())
+        .filter(|&other| other != u64::from(pid))
+        .collect();
+    named.sort_unstable();
+    named.dedup();
+    let counted = run.sum("ledger", "/process/short_lived/processes") + named.len() as u64;
+    assert_eq!(counted, children, "{} with lines of their own", named.len());
+    let last = run.of_type("coverage").last().unwrap();
+    let threads = last["maps"]["threads"].as_u64();
+    assert!(
+        threads.is_some_and(|n| n < 64),
+        "threads left in the map: {last}"
+    );
+}

@@ -1,0 +1,204 @@
+//! Counts of system calls against independent counts.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::Duration;
+
+use perf_agent_tests::agent::{self, Agent, Run};
+use perf_agent_tests::traced::{self, Traced};
+use perf_agent_tests::{PATIENCE, alone};
+use serde_json::Value;
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counted {
+    count: u64,
+    bytes: u64,
+    errors: BTreeMap<String, u64>,
+}
+
+/// All rows of all windows by system call.
+fn counted(run: &Run, pid: Option<u32>) -> BTreeMap<String, Counted> {
+    let mut calls: BTreeMap<String, Counted> = BTreeMap::new();
+    for line in run.of_type("syscalls") {
+        if pid.is_some_and(|pid| line["pid"] != pid) {
+            continue;
+        }
+        for row in line["syscalls"].as_array().unwrap() {
+            let call = calls
+                .entry(row["name"].as_str().unwrap().into())
+                .or_default();
+            call.count += row["count"].as_u64().unwrap();
+            call.bytes += row["bytes"].as_u64().unwrap();
+            for (errno, n) in row["errors"].as_object().unwrap() {
+                *call.errors.entry(errno.clone()).or_default() += n.as_u64().unwrap();
+            }
+        }
+    }
+    calls
+}
+
+#[test]
+fn counts_bytes_and_errors_are_what_the_program_did() {
+    let _alone = alone();
+    let mut program = Traced::workload(&["syscall-fixed", "--hold"]);
+    let agent = Agent::start([
+        "trace",
+        "-p",
+        &program.pid().to_string(),
+        "--syscalls",
+        "full",
+        "--interval",
+        "100ms",
+    ]);
+    agent.attached();
+    program.go();
+    let done = program.done(PATIENCE);
+    agent.interrupt();
+    let run = agent.finish(PATIENCE);
+    run.ended_well("interrupt").lost_nothing();
+    let counted = counted(&run, None);
+    for (name, did) in done.as_object().unwrap() {
+        let errors = did["errors"].as_object().into_iter().flatten();
+        let expected = Counted {
+            count: did["count"].as_u64().unwrap(),
+            bytes: did["bytes"].as_u64().unwrap(),
+            errors: errors
+                .map(|(errno, n)| (errno.clone(), n.as_u64().unwrap()))
+                .collect(),
+        };
+        assert_eq!(counted.get(name), Some(&expected), "{name} of {counted:?}");
+    }
+    for line in run.of_type("syscalls") {
+        assert_eq!(
+            (&line["mode"], &line["fraction"]),
+            (&"full".into(), &1.0.into()),
+            "{line}"
+        );
+        for row in line["syscalls"].as_array().unwrap() {
+            latency_is_consistent(row);
+        }
+    }
+}
+
+fn latency_is_consistent(row: &Value) {
+    let latency = |field: &str| row["latency"][field].as_u64().unwrap();
+    let quantiles = ["p50_ns", "p90_ns", "p95_ns", "p99_ns"].map(latency);
+    assert!(quantiles.is_sorted(), "{row}");
+    // A quantile is the middle of a bucket, which may lie above the largest value in it.
+    assert!(quantiles[3] <= latency("max_ns") / 32 * 33 + 32, "{row}");
+    assert!(
+        latency("sum_ns") <= latency("count") * latency("max_ns"),
+        "{row}"
+    );
+    assert!(latency("count") <= row["count"].as_u64().unwrap(), "{row}");
+}
+
+#[test]
+fn counts_from_the_first_instruction_are_those_of_strace() {
+    let _alone = alone();
+    let directory = tempfile::tempdir().unwrap();
+    let report = directory.path().join("strace");
+    let program = traced::program("workload");
+    let command = [
+        program.to_str().unwrap(),
+        "syscall-fixed",
+        "--now",
+        "--quiet",
+    ];
+    let output = Command::new("strace")
+        .args(["-c", "-f", "-o"])
+        .arg(&report)
+        .args(command)
+        .output()
+        .unwrap_or_else(|e| panic!("strace: {e}"));
+    assert!(output.status.success(), "{output:?}");
+    let arguments = ["trace", "--syscalls", "full", "--"]
+        .into_iter()
+        .chain(command);
+    let run = agent::run(arguments, PATIENCE);
+    run.ended_well("target_exit").lost_nothing();
+
+    let mut expected = strace_counts(&std::fs::read_to_string(&report).unwrap());
+    let mut found: BTreeMap<String, (u64, u64)> = counted(&run, None)
+        .into_iter()
+        .map(|(name, call)| (name, (call.count, call.errors.values().sum())))
+        .collect();
+    // The call that starts the program belongs to whoever makes it, and strace counts calls when
+    // they return, which the last one does not.
+    for name in ["execve", "exit_group"] {
+        expected.remove(name);
+        found.remove(name);
+    }
+    assert_eq!(found, expected);
+}
+
+/// Calls and errors by name, from the table `strace -c` prints.
+fn strace_counts(report: &str) -> BTreeMap<String, (u64, u64)> {
+    report
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (name, figures) = fields.split_last()?;
+            let calls = figures.get(3)?.parse().ok()?;
+            let errors = figures
+                .get(4)
+                .map_or(Some(0), |errors| errors.parse().ok())?;
+            (*name != "total").then(|| (name.to_string(), (calls, errors)))
+        })
+        .collect()
+}
+
+#[test]
+fn a_sample_says_that_it_is_one_and_comes_near_the_truth() {
+    let _alone = alone();
+    let mut program = Traced::workload(&["tinywrites", "--seconds", "5", "--hold"]);
+    let agent = Agent::start(["trace", "-p", &program.pid().to_string()]);
+    agent.attached();
+    program.go();
+    let done = program.done(PATIENCE);
+    agent.interrupt();
+    let run = agent.finish(PATIENCE);
+    run.ended_well("interrupt");
+    let mut sampled_windows = 0;
+    for line in run.of_type("syscalls") {
+        assert_eq!(line["mode"], "sampled", "{line}");
+        let fraction = line["fraction"].as_f64().unwrap();
+        assert!((0.0..0.5).contains(&fraction), "{line}");
+        let rows = line["syscalls"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["name"] == "write");
+        sampled_windows += u32::from(row.is_some_and(|row| row["count_error"].is_u64()));
+    }
+    assert!(
+        sampled_windows >= 3,
+        "{sampled_windows} windows with an error bound: {}",
+        run.text
+    );
+    let (truth, estimate) = (
+        done["writes"].as_u64().unwrap(),
+        counted(&run, None)
+            .get("write")
+            .map_or(0, |call| call.count),
+    );
+    let ratio = estimate as f64 / truth as f64;
+    assert!(
+        (0.7..1.4).contains(&ratio),
+        "{estimate} of {truth}: {ratio}"
+    );
+}
+
+#[test]
+fn nothing_is_counted_when_off() {
+    let _alone = alone();
+    let mut program = Traced::workload(&["tinywrites", "--seconds", "1"]);
+    let pid = program.pid().to_string();
+    let agent = Agent::start(["trace", "-p", &pid, "--syscalls", "off"]);
+    let hello = agent.attached();
+    program.go();
+    program.done(Duration::from_secs(10));
+    let run = agent.finish(PATIENCE);
+    run.ended_well("target_exit");
+    assert_eq!(run.of_type("syscalls").count(), 0, "{}", run.text);
+    let signals = hello["signals"].as_array().unwrap();
+    let signal = signals.iter().find(|s| s["name"] == "syscalls").unwrap();
+    assert_eq!(signal["on"], false, "{signal}");
+}
