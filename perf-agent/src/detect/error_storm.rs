@@ -57,7 +57,7 @@ fn is_storm(view: &View, row: &SyscallRow, errno: &str, errors: u64) -> bool {
 fn candidate(view: &View, row: &SyscallRow, errno: &str, errors: u64) -> Candidate {
     let share_of_calls = ratio(errors, row.count);
     let errors_ns = (cheap_ns(row) as f64 * share_of_calls) as u64;
-    let bound_ns = kernel_part(view, errors_ns);
+    let bound_ns = kernel_part(view, errors, errors_ns);
     let share = view.share_of(cpu) * ratio(bound_ns, view.cpu_ns());
     let mut found = Candidate::new(format!("{}: {errno}", row.name), bound_ns, share);
     // A failed call did nothing, so leaving it out costs nothing; the time per call is an estimate.
@@ -133,8 +133,9 @@ mod tests {
         let report = failing("openat", "ENOENT", 90_000, 100_000);
         let found = find(&View::new(&report));
         assert_eq!(found.len(), 1);
-        // Half of the calls' time is openat's, nine tenths of that failed.
-        assert_eq!(found[0].bound_ns, 360_000_000);
+        // 90,000 calls of 2 µs, and 1 µs each for entry and exit; that is below their part of the
+        // kernel time (half of it is openat's, nine tenths of that failed).
+        assert_eq!(found[0].bound_ns, 270_000_000);
         assert_eq!(found[0].key, "openat: ENOENT");
         assert_eq!(
             found[0].title,

@@ -107,8 +107,9 @@ fn peer_of(site: &Site, known: bool) -> String {
             format!("clients at {host}")
         }
         Some(Detail::Peer { peer, .. }) => peer.clone(),
-        Some(Detail::Unix { path }) => path.clone(),
-        _ => site.class.clone(),
+        // A socket without a name has an empty path.
+        Some(Detail::Unix { path }) if !path.is_empty() => path.clone(),
+        _ => format!("a peer without a name ({})", site.class),
     }
 }
 

@@ -9,6 +9,8 @@ use crate::sink::units;
 /// Fewer calls a second are no storm: at the 0.2 to 1 µs that entry and exit cost, this many are
 /// 0.2 to 1 % of a core.
 const MIN_CALLS_PER_S: u64 = 10_000;
+/// Most that entry and exit cost, under virtualization and with all mitigations.
+const ENTRY_NS: u64 = 1_000;
 /// Calls that take longer at the median do work or wait; entering is not what they cost.
 const CHEAP_NS: u64 = 20_000;
 /// Kernel share of the CPU time below which the calls are not what the CPU time goes into.
@@ -37,10 +39,11 @@ pub fn cheap_ns(row: &SyscallRow) -> u64 {
 }
 
 /// Kernel CPU time for which a number of cheap calls can answer: their part, by median duration, of
-/// all of it.
-pub fn kernel_part(view: &View, calls_ns: u64) -> u64 {
+/// all of it, and no more than they can have taken with entry and exit, which the median lacks.
+pub fn kernel_part(view: &View, calls: u64, calls_ns: u64) -> u64 {
     let all_ns: u64 = view.rows().iter().map(cheap_ns).sum();
-    (view.class("cpu.kernel") as f64 * ratio(calls_ns, all_ns)) as u64
+    let part_ns = (view.class("cpu.kernel") as f64 * ratio(calls_ns, all_ns)) as u64;
+    part_ns.min(calls_ns.saturating_add(calls.saturating_mul(ENTRY_NS)))
 }
 
 pub fn find(view: &View) -> Vec<Candidate> {
@@ -70,7 +73,7 @@ fn is_event_loop(view: &View, row: &SyscallRow) -> bool {
 }
 
 fn candidate(view: &View, row: &SyscallRow, kernel_share: f64) -> Candidate {
-    let bound_ns = kernel_part(view, cheap_ns(row));
+    let bound_ns = kernel_part(view, row.count, cheap_ns(row));
     let share = view.share_of(cpu) * ratio(bound_ns, view.cpu_ns());
     let mut found = Candidate::new(&row.name, bound_ns, share);
     let size = mean(row.bytes, row.count);

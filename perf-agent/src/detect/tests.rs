@@ -1,8 +1,12 @@
 //! The rules together: order, states, ids, and what must not be said.
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample;
+
 use super::*;
 use crate::fixtures::{self, latency, report, row, site, syscalls, thread, window_report};
-use crate::model::{Detail, Latency, Lock, ProcessReport, Waker};
+use crate::model::{Detail, Latency, Lock, ProcessReport, Throttled, Waker};
 
 const MS: u64 = 1_000_000;
 
@@ -213,4 +217,116 @@ fn a_window_of_a_few_milliseconds_is_not_judged() {
     let mut window = window_report(vec![spinning()]);
     window.coverage.window.end_ns = window.coverage.window.start_ns + 3 * MS;
     assert!(Detector::new().window(&window).is_empty());
+}
+
+/// A process with arbitrary figures, not all of which agree with each other.
+fn any_process() -> impl Strategy<Value = ProcessReport> {
+    let classes = sample::subsequence(
+        vec![
+            "cpu.user",
+            "cpu.kernel",
+            "runq",
+            "lock",
+            "disk",
+            "fault",
+            "net.tcp",
+            "net.send",
+            "timer",
+            "idle",
+            "other",
+        ],
+        0..=11,
+    );
+    let threads = vec((classes, vec(0..400 * MS, 11), 0..50_000u64), 0..5);
+    let class = sample::select(vec![
+        "cpu.user", "lock", "disk", "net.tcp", "net.send", "timer", "idle",
+    ]);
+    let call = sample::select(vec!["", "read", "fsync", "futex", "epoll_wait", "openat"]);
+    let detail = sample::select(vec![
+        None,
+        Some(Detail::Futex {
+            address: "0x10".into(),
+        }),
+        Some(Detail::Peer {
+            peer: "::1".into(),
+            port: 5432,
+        }),
+        Some(Detail::Unix {
+            path: String::new(),
+        }),
+        Some(Detail::File {
+            device: "8:1".into(),
+            inode: 1,
+            path: Some("/".into()),
+        }),
+    ]);
+    let sites = vec((class, call, 0..50_000u64, 0..2_000 * MS, detail), 0..8);
+    let name = sample::select(vec!["read", "futex", "epoll_wait", "openat"]);
+    let rows = vec(
+        (
+            name,
+            0..2_000_000u64,
+            0..100_000u64,
+            0..1u64 << 40,
+            0..2_000_000u64,
+        ),
+        0..5,
+    );
+    (threads, sites, rows, 0..10_000_000u64, 0..20u64).prop_map(
+        |(threads, sites, rows, minor, throttled_periods)| {
+            let threads = threads
+                .iter()
+                .enumerate()
+                .map(|(i, (classes, times, switches))| {
+                    let times: Vec<(&str, u64)> =
+                        classes.iter().copied().zip(times.iter().copied()).collect();
+                    let mut thread = thread(i as u32 + 1, &times);
+                    thread.switches = *switches;
+                    thread
+                });
+            let mut report = report("any", threads.collect());
+            report.profile.sites = sites
+                .into_iter()
+                .map(|(class, call, count, sum_ns, detail)| {
+                    site(class, call, count, sum_ns, detail)
+                })
+                .collect();
+            let rows = rows
+                .into_iter()
+                .map(|(name, count, p50_ns, bytes, errors)| {
+                    let mut row = row(name, count, p50_ns, bytes);
+                    row.errors.insert("ENOENT".into(), errors.min(count));
+                    row
+                });
+            report.syscalls = Some(syscalls(rows.collect()));
+            report.ledger.faults.minor = minor;
+            report.ledger.throttled = Some(Throttled {
+                periods: 20,
+                throttled_periods,
+                ..Throttled::default()
+            });
+            report
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn whatever_the_figures_a_finding_keeps_within_its_bounds(process in any_process()) {
+        let lifetime_ns = process.ledger.process.lifetime_ns;
+        let found = findings(vec![process]);
+        for finding in &found {
+            // The window is one second long.
+            prop_assert!(finding.gain_bound_ns_per_s >= 10 * MS, "{:?}", finding);
+            prop_assert!(finding.gain_bound_ns_per_s <= lifetime_ns, "{:?}", finding);
+            prop_assert!((0.0..=1.0).contains(&finding.confidence), "{:?}", finding);
+            prop_assert!(!finding.subject.is_empty() && !finding.title.is_empty(), "{:?}", finding);
+            prop_assert!(!finding.recommendations.is_empty(), "{:?}", finding);
+            for evidence in &finding.evidence {
+                prop_assert!(evidence.value.is_finite() && evidence.value >= 0.0, "{:?}", finding);
+            }
+            prop_assert!(finding.stacks.len() <= MAX_STACKS);
+        }
+        prop_assert!(found.is_sorted_by(|a, b| score(a) >= score(b)));
+    }
 }
