@@ -19,7 +19,7 @@ use crate::{
     kernel::{Kernel, LoadOptions},
     replay, schema, sink,
     target::Target,
-    trace::{self, Consumer as _, Lines, Recording},
+    trace::{self, Lines, Recording},
 };
 
 /// Runs a subcommand.
@@ -33,7 +33,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Replay(args) => replay(args),
         Command::Doctor(args) => doctor::run(args.json),
         Command::Demo(args) => demo(&args),
-        Command::Schema => print(schema::TEXT),
+        Command::Schema => print(schema::SCHEMA),
         Command::Verify => verify(),
         Command::DemoWorkload(args) => crate::demo::run_workload(args.seconds),
     }
@@ -88,7 +88,10 @@ fn record(args: &RecordArgs) -> Result<()> {
 fn replay(args: ReplayArgs) -> Result<()> {
     // Checked before the output file is emptied: it may be asked to replay a file onto itself.
     if args.output.output.as_deref() == Some(args.file.as_path()) {
-        bail!("{} is both the recording and the output", args.file.display());
+        bail!(
+            "{} is both the recording and the output",
+            args.file.display()
+        );
     }
     File::open(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
     replay::run(&args.file, lines(&args.output, args.delegates.delegates)?)
@@ -117,15 +120,21 @@ fn demo(args: &DemoArgs) -> Result<()> {
 }
 
 fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
-    let output =
-        OutputOptions { format: Format::Summary, output: Some(args.output.clone()) };
+    let output = OutputOptions {
+        format: Format::Summary,
+        output: Some(args.output.clone()),
+    };
     let collect = Collect {
         duration: Some(args.duration),
         interval: std::time::Duration::from_secs(1),
         no_children: false,
         syscalls: SyscallMode::Sampled,
         stacks: Switch::On,
-        sizes: Sizes { ring_bytes: None, max_threads: None, max_sites: None },
+        sizes: Sizes {
+            ring_bytes: None,
+            max_threads: None,
+            max_sites: None,
+        },
     };
     let mut lines = lines(&output, Vec::new())?;
     trace::run(Target::Pids(vec![pid]), &collect, &mut lines)
@@ -136,7 +145,8 @@ fn verify() -> Result<()> {
     let kernel = Kernel::load(&LoadOptions::default())?;
     let mut text = String::new();
     for (name, instructions) in kernel.verified()? {
-        let count = instructions.map_or_else(|| "not told before 5.16".to_owned(), |n| n.to_string());
+        let count =
+            instructions.map_or_else(|| "not told before 5.16".to_owned(), |n| n.to_string());
         text.push_str(&format!("{name:24} {count:>10}\n"));
     }
     print(&text)

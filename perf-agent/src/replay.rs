@@ -47,6 +47,9 @@ pub fn run(file: &Path, mut lines: Lines) -> Result<()> {
 
 fn cut(lines: &mut Lines, name: &impl std::fmt::Display, why: &str) -> std::io::Result<()> {
     tracing::warn!("{name}: {why}; what was read up to there is shown");
-    let end = EndFact { reason: "end_of_recording".to_owned(), exit_code: None };
+    let end = EndFact {
+        reason: "end_of_recording".to_owned(),
+        exit_code: None,
+    };
     lines.frames(vec![Frame::Fact(Fact::End(end))])
 }

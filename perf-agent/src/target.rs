@@ -174,7 +174,12 @@ impl Held {
         if pid_reader.read_exact(&mut pid).is_err() {
             bail!("cannot start {name}");
         }
-        Ok(Held { pid: u32::from_ne_bytes(pid), name, go, child })
+        Ok(Held {
+            pid: u32::from_ne_bytes(pid),
+            name,
+            go,
+            child,
+        })
     }
 
     /// Lets it run.
@@ -182,7 +187,9 @@ impl Held {
     /// # Errors
     /// The program cannot be executed.
     pub fn release(mut self) -> Result<Child> {
-        self.go.write_all(&[1]).with_context(|| format!("starting {}", self.name))?;
+        self.go
+            .write_all(&[1])
+            .with_context(|| format!("starting {}", self.name))?;
         drop(self.go);
         self.child
             .recv()

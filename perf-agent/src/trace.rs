@@ -78,7 +78,9 @@ impl<W: io::Write> Recording<W> {
     /// # Errors
     /// That of the writer.
     pub fn new(out: W) -> io::Result<Self> {
-        Ok(Recording { writer: Some(Writer::new(out)?) })
+        Ok(Recording {
+            writer: Some(Writer::new(out)?),
+        })
     }
 }
 
@@ -181,7 +183,10 @@ async fn trace(target: Target, collect: &Collect, consumer: &mut dyn Consumer) -
     let exit_code = session.end_command(reason).await;
     live.finish()?;
     let mut frames = live.take();
-    frames.push(Frame::Fact(Fact::End(EndFact { reason: reason.name().to_owned(), exit_code })));
+    frames.push(Frame::Fact(Fact::End(EndFact {
+        reason: reason.name().to_owned(),
+        exit_code,
+    })));
     match consumer.frames(frames).and_then(|()| consumer.finish()) {
         Err(e) if !reader_gone(&e) => Err(e).context("writing the output"),
         _ => Ok(()),
@@ -247,11 +252,16 @@ impl Session {
         let mut next_poll = Instant::now() + POLL;
         loop {
             consumer.frames(live.take()).map_err(Stop::Output)?;
-            let wake = [Some(next_poll), Some(self.next_window), self.ends, self.next_switch()]
-                .into_iter()
-                .flatten()
-                .min()
-                .unwrap_or(next_poll);
+            let wake = [
+                Some(next_poll),
+                Some(self.next_window),
+                self.ends,
+                self.next_switch(),
+            ]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(next_poll);
             tokio::select! {
                 _ = stops.interrupt.recv() => return Ok(Reason::Interrupt),
                 _ = stops.terminate.recv() => return Ok(Reason::Terminate),
