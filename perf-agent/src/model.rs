@@ -429,6 +429,8 @@ pub struct Coverage {
     pub received: u64,
     /// By reason, zero ones left out.
     pub lost: BTreeMap<String, u64>,
+    /// Events that the kernel did not tell of and that were put back exactly, by kind.
+    pub inferred: BTreeMap<String, u64>,
     pub bytes_seen: u64,
     pub bytes_decoded: u64,
     /// Frames of the stacks shown in this window: all, and those without a symbol.

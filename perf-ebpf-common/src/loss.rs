@@ -41,11 +41,15 @@ pub enum Loss {
     SlotInvalid = 14,
     /// `listeners` was full: a server's connections on one port are taken for a client's.
     ListenersFull = 15,
+    /// No loss: a switch-in that the kernel did not tell of, put back by the scheduler's clock.
+    SwitchInInferred = 16,
+    /// No loss: a wake-up that the kernel did not tell of, put back by the scheduler's clock.
+    WakeInferred = 17,
 }
 
 impl Loss {
     /// How many reasons there are.
-    pub const COUNT: usize = 16;
+    pub const COUNT: usize = 18;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Loss; Loss::COUNT] = [
@@ -65,9 +69,16 @@ impl Loss {
         Loss::BlockIoFull,
         Loss::SlotInvalid,
         Loss::ListenersFull,
+        Loss::SwitchInInferred,
+        Loss::WakeInferred,
     ];
 
-    /// Name in `coverage.lost`.
+    /// Whether something is missing: else it was made good, and is reported as `inferred`.
+    pub const fn is_loss(self) -> bool {
+        !matches!(self, Loss::SwitchInInferred | Loss::WakeInferred)
+    }
+
+    /// Name in `coverage.lost` (or `coverage.inferred`).
     pub const fn name(self) -> &'static str {
         match self {
             Loss::RingFull => "ring_full",
@@ -86,6 +97,8 @@ impl Loss {
             Loss::BlockIoFull => "block_io_full",
             Loss::SlotInvalid => "slot_invalid",
             Loss::ListenersFull => "listeners_full",
+            Loss::SwitchInInferred => "switch_in",
+            Loss::WakeInferred => "wake",
         }
     }
 }

@@ -40,7 +40,7 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         ledger::switch_out(&ctx, t, prev, preempted, now);
     }
     if let Some(t) = into {
-        ledger::switch_in(t, now);
+        ledger::switch_in(t, next, now);
     }
     0
 }
@@ -51,6 +51,16 @@ pub fn sched_waking(ctx: BtfTracePointContext) -> i32 {
     let task: Typed = ctx.arg(0);
     if let Some(t) = ledger::thread(field(task, offset!(task_pid))) {
         ledger::waking(t, task);
+    }
+    0
+}
+
+/// 5.10.
+#[btf_tracepoint(function = "sched_wakeup_new")]
+pub fn sched_wakeup_new(ctx: BtfTracePointContext) -> i32 {
+    let task: Typed = ctx.arg(0);
+    if let Some(t) = ledger::thread(field(task, offset!(task_pid))) {
+        ledger::wakeup_new(t);
     }
     0
 }

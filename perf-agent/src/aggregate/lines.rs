@@ -176,6 +176,7 @@ pub fn coverage(
         generated: now.generated.saturating_sub(before.generated),
         received: now.received.saturating_sub(before.received),
         lost,
+        inferred: difference(&now.inferred, &before.inferred),
         bytes_seen: 0,
         bytes_decoded: 0,
         frames: frames().count() as u64,

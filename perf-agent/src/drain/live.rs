@@ -118,7 +118,12 @@ impl Live {
         };
         live.start(start, targets);
         for pid in targets {
-            live.seed(*pid)?;
+            match live.seed(*pid) {
+                Err(e) if fs::exists(format!("/proc/{pid}")).unwrap_or(true) => return Err(e),
+                // A child that ended meanwhile; if all did, the trace ends at once.
+                Err(e) => tracing::debug!(pid, "{e:#}"),
+                Ok(()) => {}
+            }
         }
         live.count_bpf_time();
         Ok(live)
@@ -554,11 +559,16 @@ impl Live {
     fn window_fact(&mut self, end_ns: u64) -> Result<WindowFact> {
         self.end_counting();
         let (bpf_ns, bpf_counted_ns) = std::mem::take(&mut self.bpf_counted);
-        let mut lost = BTreeMap::new();
+        let (mut lost, mut inferred) = (BTreeMap::new(), BTreeMap::new());
         for loss in Loss::ALL {
             let count = self.per_cpu_sum(&self.kernel.maps.loss, loss as u32)?;
             if count > 0 {
-                lost.insert(loss.name().to_owned(), count);
+                let into = if loss.is_loss() {
+                    &mut lost
+                } else {
+                    &mut inferred
+                };
+                into.insert(loss.name().to_owned(), count);
             }
         }
         for (name, count) in [
@@ -584,6 +594,7 @@ impl Live {
             generated,
             received: self.received,
             lost,
+            inferred,
             memo: self.memo()?,
             map_entries,
             syscalls_on_ns: std::mem::take(&mut self.syscalls_on_ns),
@@ -647,6 +658,8 @@ fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> ThreadState {
         woken_ns: 0,
         promote_at_ns: u64::MAX,
         switches: 0,
+        runtime_ns: 0,
+        run_delay_ns: 0,
         file: 0,
         site: SiteKey::EMPTY,
         memo: [StackMemo::default(); 4],
@@ -663,7 +676,8 @@ fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> ThreadState {
         last_class: class::UNKNOWN,
         file_kind: 0,
         file_detail_kind: 0,
-        pad: 0,
+        missed_wake_class: 0,
+        pad: [0; 3],
         seq_tail: 0,
     }
 }

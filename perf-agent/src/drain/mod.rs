@@ -189,6 +189,9 @@ pub struct WindowFact {
     pub received: u64,
     /// Losses since the attach, by name.
     pub lost: BTreeMap<String, u64>,
+    /// Events put back by inference since the attach, by name.
+    #[serde(default)]
+    pub inferred: BTreeMap<String, u64>,
     /// Stack memo since the attach: hits, walks, checked, mismatched.
     pub memo: [u64; 4],
     /// Entries in the kernel's maps.

@@ -39,6 +39,11 @@ pub const PROGRAMS: &[Program] = &[
         required: true,
     },
     Program {
+        name: "sched_wakeup_new",
+        signal: "lifecycle",
+        required: true,
+    },
+    Program {
         name: "sched_process_exec",
         signal: "lifecycle",
         required: true,

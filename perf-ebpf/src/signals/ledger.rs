@@ -147,9 +147,9 @@ pub fn add_site(key: &SiteKey, length_ns: u64) {
     }
 }
 
-/// Reads where and for what `task` blocks, into `t.site`; returns its class.
+/// Reads where and for what `task` blocks, into `t.site`.
 #[inline(always)]
-fn find_site(t: &mut ThreadState, task: Typed, state: u32) -> (u8, Registers) {
+fn find_site(t: &mut ThreadState, task: Typed, state: u32) -> Registers {
     let regs = Registers::of(task);
     let nr = regs.nr();
     let in_syscall = nr != sys::NR_NONE;
@@ -208,7 +208,7 @@ fn find_site(t: &mut ThreadState, task: Typed, state: u32) -> (u8, Registers) {
         class,
         detail_kind,
     };
-    (forgotten(&t.site.class), regs)
+    regs
 }
 
 /// `prev` leaves the CPU.
@@ -221,19 +221,36 @@ pub fn switch_out(
     now: u64,
 ) {
     begin(t);
+    let runtime: u64 = field(task, offset!(task_sum_exec_runtime));
     match t.state {
         // A seeded thread whose first event is this one was on the CPU since it was seeded.
         thread_state::ON_CPU | thread_state::SEEDED => {
             close(t, class::CPU, now);
         }
         _ => {
-            lose(Loss::SwitchOutMissed);
-            close_unaccounted(t, now);
+            // It ran, and its switch-in was not told: some kernels keep threads of their own out of
+            // the tracepoint (seen: no event when one of them leaves the CPU). The scheduler's
+            // clock says for how long it ran; the rest is what it was in.
+            lose(Loss::SwitchInInferred);
+            let ran = runtime.wrapping_sub(t.runtime_ns);
+            let began = if ran < now.wrapping_sub(t.since_ns) {
+                now - ran
+            } else {
+                t.since_ns
+            };
+            let class = if t.state == thread_state::QUEUED {
+                class::RUNQ
+            } else {
+                t.site.class
+            };
+            close(t, class, began);
+            close(t, class::CPU, now);
         }
     }
-    t.switches += 1;
-    let woken = t.woken_ns;
-    t.woken_ns = 0;
+    t.runtime_ns = runtime;
+    if t.missed_wake_class != 0 {
+        put_back_missed_wake(t, task);
+    }
     // The task's own field, not the tracepoint's argument: where a signal is pending the scheduler
     // has set the field back to "running" and passes the older value on (5.18 to 6.13).
     let state: u32 = field(task, offset!(task_state));
@@ -242,28 +259,23 @@ pub fn switch_out(
         lifecycle::thread_exit(t, task, now);
         return;
     }
+    t.switches += 1;
     if state == 0 || preempted {
         t.state = thread_state::QUEUED;
         end(t);
         return;
     }
-    let (class, regs) = find_site(t, task, state);
+    let regs = find_site(t, task, state);
     t.state = thread_state::BLOCKED;
     if setting!(stacks) != 0 {
         stacks::of_block(ctx, t, &regs);
-    }
-    // Woken while the switch-out was under way: it never really slept.
-    if woken != 0 {
-        let length = close(t, class, now);
-        record_site(t, length);
-        t.state = thread_state::QUEUED;
     }
     end(t);
 }
 
 /// `next` gets the CPU.
 #[inline(always)]
-pub fn switch_in(t: &mut ThreadState, now: u64) {
+pub fn switch_in(t: &mut ThreadState, task: Typed, now: u64) {
     begin(t);
     match t.state {
         // A seeded thread whose first event is this one waited for a CPU since it was seeded.
@@ -271,9 +283,15 @@ pub fn switch_in(t: &mut ThreadState, now: u64) {
             close(t, class::RUNQ, now);
         }
         thread_state::BLOCKED => {
-            lose(Loss::WakeMissed);
-            let length = close(t, t.site.class, now);
+            // Woken while its switch-out was under way on another CPU: it never really slept.
+            let awake_since = if t.woken_ns != 0 { t.since_ns } else { now };
+            let length = close(t, t.site.class, awake_since);
             record_site(t, length);
+            if t.woken_ns != 0 {
+                close(t, class::RUNQ, now);
+            } else {
+                note_missed_wake(t, task);
+            }
         }
         _ => {
             lose(Loss::SwitchOutMissed);
@@ -281,10 +299,39 @@ pub fn switch_in(t: &mut ThreadState, now: u64) {
         }
     }
     t.state = thread_state::ON_CPU;
+    t.woken_ns = 0;
     if now >= t.promote_at_ns {
         promote(t, now);
     }
     end(t);
+}
+
+/// The wake-up of a thread was not told. How long it then waited for a CPU is known to the
+/// scheduler, but only once it has arrived there: its clock is read now and at the switch-out.
+#[inline(always)]
+fn note_missed_wake(t: &mut ThreadState, task: Typed) {
+    if offset!(task_run_delay) == ABSENT {
+        lose(Loss::WakeMissed);
+        return;
+    }
+    lose(Loss::WakeInferred);
+    t.missed_wake_class = t.site.class + 1;
+    t.run_delay_ns = field(task, offset!(task_run_delay));
+}
+
+/// Moves the wait for a CPU after a missed wake-up from the class before it to the run queue.
+#[inline(always)]
+fn put_back_missed_wake(t: &mut ThreadState, task: Typed) {
+    let class = opaque(t.missed_wake_class as usize).wrapping_sub(1);
+    t.missed_wake_class = 0;
+    if class >= class::COUNT || offset!(task_run_delay) == ABSENT {
+        return;
+    }
+    let waited = field::<u64>(task, offset!(task_run_delay)).wrapping_sub(t.run_delay_ns);
+    if waited <= t.spent_ns[class] {
+        t.spent_ns[class] -= waited;
+        t.spent_ns[class::RUNQ as usize] += waited;
+    }
 }
 
 /// Gives a thread the histogram slot of its own process, once that has one.
@@ -314,39 +361,63 @@ fn off_queue(task: Typed) -> bool {
 /// `task` is about to become runnable; the current thread is the waker, unless an interrupt is.
 #[inline(always)]
 pub fn waking(t: &mut ThreadState, task: Typed) {
-    match t.state {
-        thread_state::BLOCKED => {
-            let now = now_ns();
-            begin(t);
-            let class = t.site.class;
-            let length = close(t, class, now);
-            record_site(t, length);
-            t.state = thread_state::QUEUED;
-            end(t);
-            if class == class::LOCK && t.site.detail_kind == detail::FUTEX {
-                record_waker(t, length);
-            }
-        }
-        thread_state::ON_CPU => {
-            // Either it had not gone to sleep yet (on the queue: nothing to note), or its
-            // switch-out is under way on another CPU.
-            if off_queue(task) {
-                t.woken_ns = now_ns();
-            }
-        }
+    if t.state == thread_state::ON_CPU {
+        // Either it had not gone to sleep yet, or its switch-out is under way on another CPU. The
+        // note is only read if the thread is then switched in again with no other wake-up seen.
+        t.woken_ns = now_ns();
+        fence(t);
+    }
+    match forgotten(&t.state) {
+        thread_state::BLOCKED => wake_blocked(t),
         thread_state::SEEDED if off_queue(task) => {
             // Blocked since before it was seeded; its registers still tell where.
             let now = now_ns();
             begin(t);
+            t.runtime_ns = field(task, offset!(task_sum_exec_runtime));
             let state: u32 = field(task, offset!(task_state));
-            let (class, _) = find_site(t, task, state);
-            let length = close(t, class, now);
+            find_site(t, task, state);
+            let length = close(t, t.site.class, now);
             record_site(t, length);
             t.state = thread_state::QUEUED;
             end(t);
         }
         _ => {}
     }
+}
+
+/// Ends a block.
+#[inline(always)]
+fn wake_blocked(t: &mut ThreadState) {
+    let now = now_ns();
+    begin(t);
+    let class = t.site.class;
+    let length = close(t, class, now);
+    record_site(t, length);
+    t.state = thread_state::QUEUED;
+    end(t);
+    if class == class::LOCK && t.site.detail_kind == detail::FUTEX {
+        record_waker(t, length);
+    }
+}
+
+/// A full fence on x86-64 (a locked addition, 5 ns): the note must be visible before the state is
+/// read again, or this side and the switch-out could miss each other.
+#[inline(always)]
+fn fence(t: &mut ThreadState) {
+    // SAFETY: a field of a live map value.
+    unsafe { add(&raw mut t.switches, 0) };
+}
+
+/// A new thread is put on a run queue for the first time. Between its creation and this it was not
+/// runnable: its parent was still at work on it, or waited for a CPU in the middle. Its life begins
+/// here.
+#[inline(always)]
+pub fn wakeup_new(t: &mut ThreadState) {
+    let now = now_ns();
+    begin(t);
+    t.start_ns = now;
+    t.since_ns = now;
+    end(t);
 }
 
 /// Notes who ended a wait for a lock.

@@ -65,6 +65,8 @@ pub fn fork(parent: &ThreadState, child: Typed) {
             parent.promote_at_ns
         },
         switches: 0,
+        runtime_ns: 0,
+        run_delay_ns: 0,
         file: 0,
         site: SiteKey::EMPTY,
         memo: [StackMemo {
@@ -86,7 +88,8 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         last_class: class::RUNQ,
         file_kind: 0,
         file_detail_kind: 0,
-        pad: 0,
+        missed_wake_class: 0,
+        pad: [0; 3],
         seq_tail: 0,
     };
     if THREADS.insert(&tid, &*t, BPF_NOEXIST as u64).is_err() {

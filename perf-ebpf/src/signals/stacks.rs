@@ -135,7 +135,11 @@ pub fn walk(ctx: *mut c_void, tgid: u32, slot: Slot) -> u64 {
             flags,
         )
     };
-    if bytes <= 0 {
+    if bytes == 0 {
+        // There is none: a thread that is past the end of its address space.
+        return 0;
+    }
+    if bytes < 0 {
         lose(if tgid == 0 {
             Loss::KernelStackFailed
         } else {
