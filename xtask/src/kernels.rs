@@ -39,10 +39,12 @@ pub const PACKAGES: [Package; 3] = [
 /// Only this architecture has the kernels and the emulator named here.
 const ARCHITECTURE: &str = "x86_64";
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
-/// Software emulation stretches what a thread does between two clock readings; the sums still
-/// close, and the residual is held to the same bound as anywhere.
+/// Software emulation stretches what the traced program does between two readings of its clock:
+/// twenty threads that start at once wait some ten milliseconds for each other's page faults, which
+/// the agent sees and the program cannot. Its phases are 150 ms and longer, so that time in a wrong
+/// class still fails; the residual is held to the same bound as anywhere.
 const TOLERANCE_PERCENT: &str = "10";
-const TOLERANCE_MS: &str = "30";
+const TOLERANCE_MS: &str = "100";
 
 const INIT: &str = include_str!("init.sh");
 
@@ -279,7 +281,16 @@ fn signals_off(ndjson: &str) -> Result<Vec<String>> {
         .filter(|signal| signal["on"] == false)
         .map(|signal| {
             let text = |key: &str| signal[key].as_str().unwrap_or("?").to_owned();
-            format!("{} ({})", text("name"), text("reason"))
+            // A verifier's complaint goes on for lines; the file has all of it.
+            let reason = text("reason");
+            let reason: String = reason
+                .lines()
+                .next()
+                .unwrap_or("?")
+                .chars()
+                .take(90)
+                .collect();
+            format!("{} ({reason})", text("name"))
         })
         .collect())
 }

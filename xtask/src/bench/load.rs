@@ -75,6 +75,15 @@ impl Drop for Load {
     }
 }
 
+/// What a server did in one run of its benchmark.
+#[derive(Clone, Copy, Debug)]
+pub struct Served {
+    pub per_second: f64,
+    /// On all its threads, whoever's code ran there: on a machine with other work the steadier
+    /// figure.
+    pub cpu_ns_per_request: f64,
+}
+
 /// A Redis server on a port of its own that keeps nothing.
 pub struct Redis {
     server: Child,
@@ -114,8 +123,8 @@ impl Redis {
             requests: 20_000,
         };
         redis.wait_until_up()?;
-        let rate = redis.measure()?;
-        redis.requests = (rate * time.as_secs_f64()) as u64;
+        let rate = redis.measure()?.per_second;
+        redis.requests = (rate * time.as_secs_f64()).max(1.0) as u64;
         Ok(redis)
     }
 
@@ -123,11 +132,12 @@ impl Redis {
         self.server.id()
     }
 
-    /// Requests a second, each waiting for the one before on its connection.
+    /// Runs the benchmark, each request waiting for the one before on its connection.
     ///
     /// # Errors
     /// Where the benchmark fails.
-    pub fn measure(&self) -> Result<f64> {
+    pub fn measure(&self) -> Result<Served> {
+        let cpu_before_ns = cpu_ns(self.pid())?;
         let text = step::output(
             Command::new("redis-benchmark")
                 .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
@@ -135,7 +145,12 @@ impl Redis {
                 .args(["-n", &self.requests.to_string()]),
         )
         .context("redis-benchmark failed")?;
-        requests_per_second(&text).with_context(|| format!("redis-benchmark said {text:?}"))
+        let cpu_ns = cpu_ns(self.pid())? - cpu_before_ns;
+        Ok(Served {
+            per_second: requests_per_second(&text)
+                .with_context(|| format!("redis-benchmark said {text:?}"))?,
+            cpu_ns_per_request: cpu_ns as f64 / self.requests as f64,
+        })
     }
 
     fn wait_until_up(&self) -> Result<()> {
@@ -156,6 +171,24 @@ impl Drop for Redis {
         let _ = self.server.wait();
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// Time its threads ran, by the scheduler's own figures.
+fn cpu_ns(pid: u32) -> Result<u64> {
+    let tasks = format!("/proc/{pid}/task");
+    let mut sum_ns = 0;
+    for task in fs::read_dir(&tasks).with_context(|| format!("reading {tasks}"))? {
+        let path = task.with_context(|| format!("reading {tasks}"))?.path();
+        let path = path.join("schedstat");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let ran_ns = text
+            .split_whitespace()
+            .next()
+            .and_then(|first| first.parse::<u64>().ok());
+        sum_ns += ran_ns.with_context(|| format!("{} says {text:?}", path.display()))?;
+    }
+    Ok(sum_ns)
 }
 
 /// Second field of the row that begins with `"GET"`.
