@@ -31,6 +31,11 @@ Exit codes:
   1  it could not be done; the reason is on standard error
   2  wrong arguments";
 
+const TRACE_USAGE: &str =
+    "perf-agent trace [OPTIONS] <-p PID... | --comm NAME | --cgroup PATH | -- CMD [ARGS]...>";
+const RECORD_USAGE: &str =
+    "perf-agent record [OPTIONS] FILE <-p PID... | --comm NAME | --cgroup PATH | -- CMD [ARGS]...>";
+
 const TRACE_EXAMPLES: &str = "\
 Examples:
   perf-agent trace -p 4242
@@ -57,9 +62,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Trace processes: summary on a terminal, NDJSON in a pipe
-    #[command(after_help = TRACE_EXAMPLES)]
+    #[command(override_usage = TRACE_USAGE, after_help = TRACE_EXAMPLES)]
     Trace(TraceArgs),
     /// Trace processes and keep the raw data in a file, for `replay`
+    #[command(override_usage = RECORD_USAGE)]
     Record(RecordArgs),
     /// Print what a trace would have printed, from a recording; needs no root
     Replay(ReplayArgs),

@@ -376,3 +376,84 @@ pub fn minimal_report(comm: &str) -> ProcessReport {
         },
     }
 }
+
+/// A thread that lived for the sum of its classes.
+pub fn thread(tid: u32, times: &[(&str, u64)]) -> ThreadLedger {
+    ThreadLedger {
+        tid,
+        comm: format!("thread-{tid}"),
+        lifetime_ns: times.iter().map(|(_, ns)| ns).sum(),
+        classes: classes(times),
+        ..ThreadLedger::default()
+    }
+}
+
+/// A process made of threads, its own figures their sum, in a window of one second.
+pub fn report(comm: &str, threads: Vec<ThreadLedger>) -> ProcessReport {
+    let mut report = minimal_report(comm);
+    let process = &mut report.ledger.process;
+    for thread in &threads {
+        process.lifetime_ns += thread.lifetime_ns;
+        for (class, ns) in &thread.classes {
+            *process.classes.entry(class.clone()).or_default() += ns;
+        }
+    }
+    report.ledger.threads = threads;
+    report
+}
+
+/// A window with these processes in it.
+pub fn window_report(processes: Vec<ProcessReport>) -> WindowReport {
+    WindowReport {
+        processes,
+        coverage: Coverage {
+            stamp: stamp(),
+            window: window(),
+            ..Coverage::default()
+        },
+    }
+}
+
+/// A site without stacks; no system call where `syscall` is empty.
+pub fn site(class: &str, syscall: &str, count: u64, sum_ns: u64, detail: Option<Detail>) -> Site {
+    Site {
+        class: class.into(),
+        syscall: (!syscall.is_empty()).then(|| syscall.into()),
+        count,
+        sum_ns,
+        max_ns: sum_ns.checked_div(count).unwrap_or(0),
+        detail,
+        ..Site::default()
+    }
+}
+
+/// A row of system calls, counted in full.
+pub fn row(name: &str, count: u64, p50_ns: u64, bytes: u64) -> SyscallRow {
+    SyscallRow {
+        name: name.into(),
+        count,
+        count_error: None,
+        errors: BTreeMap::new(),
+        latency: Latency {
+            count,
+            sum_ns: count * p50_ns,
+            p50_ns,
+            p90_ns: p50_ns,
+            p95_ns: p50_ns,
+            p99_ns: p50_ns,
+            max_ns: p50_ns,
+        },
+        bytes,
+    }
+}
+
+/// System calls counted in full.
+pub fn syscalls(rows: Vec<SyscallRow>) -> Syscalls {
+    Syscalls {
+        mode: "full".into(),
+        fraction: 1.0,
+        slices: 1,
+        syscalls: rows,
+        ..full_syscalls()
+    }
+}

@@ -3,10 +3,21 @@
 //! One direction: `kernel` → `drain` → `signals` → `aggregate` → `detect` → `sink`. Everything
 //! right of `drain` is pure (bytes in, plain data out) and is fed by `replay` as well.
 
+pub mod aggregate;
 pub mod cli;
+pub mod commands;
+pub mod demo;
+pub mod detect;
+pub mod doctor;
+pub mod drain;
 #[cfg(test)]
 mod fixtures;
 pub mod kernel;
 pub mod model;
+pub mod replay;
 pub mod schema;
+pub mod signals;
 pub mod sink;
+pub mod symbolize;
+pub mod target;
+pub mod trace;

@@ -142,12 +142,13 @@ impl Apt {
             format!("Dir::Etc::SourceList={}", below("sources.list")),
             "Dir::Etc::SourceParts=-".to_owned(),
             // Preferences of the machine's own release would hide the others.
-            "Dir::Etc::Preferences=-".to_owned(),
-            "Dir::Etc::PreferencesParts=-".to_owned(),
+            "Dir::Etc::Preferences=/dev/null".to_owned(),
+            "Dir::Etc::PreferencesParts=/dev/null".to_owned(),
             format!("Dir::State::Lists={}", below("lists")),
             "Dir::State::Status=/dev/null".to_owned(),
             format!("Dir::Cache={}", below("cache")),
             "Acquire::Languages=none".to_owned(),
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".to_owned(),
             "APT::Architecture=amd64".to_owned(),
             "APT::Sandbox::User=root".to_owned(),
             // Debian 11's lists are past the date until which they promise to be current.

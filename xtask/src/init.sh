@@ -19,7 +19,8 @@ echo "<<<up>>>" >&3
 send() {
     echo "<<<begin $1>>>" >&3
     [ -f "/tmp/$1" ] && cat "/tmp/$1" >&3
-    echo "<<<end $1 $2>>>" >&3
+    # A file may end without a line's end; the marker stands on a line of its own.
+    printf '\n<<<end %s %s>>>\n' "$1" "$2" >&3
 }
 
 timeout 60 /perf-agent doctor > /tmp/doctor.txt 2>&1

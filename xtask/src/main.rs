@@ -3,6 +3,7 @@
 //! Each subcommand sets up what it needs, says what it does on standard error, and fails with the
 //! command that mends the failure. Standard output belongs to the program that is run.
 
+mod bench;
 mod bpf;
 mod debian_kernels;
 mod initramfs;
@@ -54,6 +55,8 @@ enum Task {
     },
     /// Trace a program of known times on Debian's kernels, 5.10 to the newest, under QEMU.
     Kernels(kernels::Options),
+    /// Measure what tracing costs, beside what its peers cost.
+    Bench(bench::Options),
     /// Load every program on the running kernel and print what the verifier counted.
     Verify,
 }
@@ -90,6 +93,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Task::Bench(options) => bench::run(&workspace, &options)?,
         Task::Verify => run::agent(&workspace, vec!["verify".into()])?,
     }
     Ok(ExitCode::SUCCESS)

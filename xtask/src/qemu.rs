@@ -2,7 +2,8 @@
 //!
 //! The console goes to one file and data through a second serial line to another, so that kernel
 //! messages never fall into the data. Files inside the data stand between a line that begins and
-//! one that ends them, the latter with the exit code of the command that made the file.
+//! one that ends them, the latter after a line's end of its own and with the exit code of the command
+//! that made the file.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 /// How often the data is looked at while the machine runs.
 const POLL: Duration = Duration::from_millis(100);
@@ -83,7 +84,7 @@ impl Machine<'_> {
             .spawn()
             .with_context(|| format!("starting {}", crate::step::show(&command)))?;
         let boot = self.wait(Guard(child), started, &data);
-        let boot = boot.with_context(|| console_end(&console))?;
+        let boot = boot.map_err(|error| anyhow!("{error:#}\n{}", console_end(&console)))?;
         let text = String::from_utf8_lossy(
             &fs::read(&data).with_context(|| format!("reading {}", data.display()))?,
         )
@@ -174,9 +175,10 @@ fn parse(data: &str) -> BTreeMap<String, Sent> {
         if let Some(name) = marker(line, BEGIN) {
             open = Some((name, String::new()));
         } else if let Some((name, code)) = marker(line, END).and_then(|end| end.rsplit_once(' ')) {
-            if let (Some((opened, text)), Ok(code)) = (open.take(), code.parse())
+            if let (Some((opened, mut text)), Ok(code)) = (open.take(), code.parse())
                 && opened == name
             {
+                text.pop();
                 files.insert(name.to_owned(), Sent { text, code });
             }
         } else if let Some((_, text)) = &mut open {
@@ -209,14 +211,15 @@ mod tests {
 
     #[test]
     fn files_are_taken_apart_with_their_exit_codes() {
-        let data = "<<<up>>>\n<<<begin a.txt>>>\none\ntwo\n<<<end a.txt 0>>>\n\
-                    <<<begin b>>>\n<<<end b 3>>>\n<<<done>>>\n";
+        let data = "<<<up>>>\n<<<begin a.txt>>>\none\ntwo\n\n<<<end a.txt 0>>>\n\
+                    <<<begin b>>>\n\n<<<end b 3>>>\n<<<begin c>>>\ncut\n<<<end c 0>>>\n<<<done>>>\n";
         let files = parse(data);
-        assert_eq!(files.len(), 2);
+        assert_eq!(files.len(), 3);
         assert_eq!(files["a.txt"].text, "one\ntwo\n");
         assert_eq!(files["a.txt"].code, 0);
         assert_eq!(files["b"].text, "");
         assert_eq!(files["b"].code, 3);
+        assert_eq!(files["c"].text, "cut");
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::step;
 /// Set once the package lists were refreshed by this process.
 static LISTS_ARE_FRESH: AtomicBool = AtomicBool::new(false);
 
+/// Somebody else's apt may be at work: a machine that just came up updates itself.
+const APT_LOCK: &str = "DPkg::Lock::Timeout=300";
+
 /// A Debian package and what it is for.
 #[derive(Clone, Copy, Debug)]
 pub struct Package {
@@ -97,11 +100,15 @@ pub fn install(packages: &[&Package]) -> Result<()> {
         );
     }
     let context = |error: anyhow::Error| error.context(format!("to mend it, as root: {by_hand}"));
-    refresh_lists().map_err(context)?;
+    // A source that cannot be reached need not be the one that has the packages.
+    if let Err(error) = refresh_lists() {
+        eprintln!("{error:#}");
+    }
     let mut command = as_root("env").map_err(context)?;
     command
         .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install"])
         .args(["--yes", "--no-install-recommends", "-q"])
+        .args(["-o", APT_LOCK])
         .args(&names);
     step::run("apt-get install", &mut command).map_err(context)
 }
@@ -111,6 +118,6 @@ fn refresh_lists() -> Result<()> {
         return Ok(());
     }
     let mut command = as_root("apt-get")?;
-    command.args(["update", "-q"]);
+    command.args(["update", "-q", "-o", APT_LOCK]);
     step::run("apt-get update", &mut command)
 }

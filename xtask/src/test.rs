@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What the tests run beside the agent. Those of the kernel matrix are named there.
-const PACKAGES: [Package; 8] = [
+const PACKAGES: [Package; 6] = [
     Package {
         name: "gcc",
         purpose: "links the tests and compiles their C workloads",
@@ -24,11 +24,7 @@ const PACKAGES: [Package; 8] = [
     },
     Package {
         name: "postgresql",
-        purpose: "a real server to trace",
-    },
-    Package {
-        name: "postgresql-contrib",
-        purpose: "pgbench, the load on it",
+        purpose: "a real server to trace, and pgbench, the load on it",
     },
     Package {
         name: "redis-server",
@@ -41,10 +37,6 @@ const PACKAGES: [Package; 8] = [
     Package {
         name: "strace",
         purpose: "an independent count of system calls",
-    },
-    Package {
-        name: "linux-perf",
-        purpose: "an independent count of scheduler events",
     },
 ];
 

@@ -5,7 +5,10 @@ use crate::{drain::Start, model::Stamp};
 /// The stamp of an instant of CLOCK_MONOTONIC, by the two clocks read together at the attach.
 pub fn stamp(start: &Start, monotonic_ns: u64) -> Stamp {
     let ns = start.realtime_ns + monotonic_ns.saturating_sub(start.monotonic_ns);
-    Stamp { ts: rfc3339(ns), host: start.host.clone() }
+    Stamp {
+        ts: rfc3339(ns),
+        host: start.host.clone(),
+    }
 }
 
 /// RFC 3339 in UTC with nanoseconds.
@@ -32,7 +35,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -43,8 +50,17 @@ mod tests {
     #[test]
     fn stamps_agree_with_known_dates() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000000000Z");
-        assert_eq!(rfc3339(951_782_400_000_000_001), "2000-02-29T00:00:00.000000001Z");
-        assert_eq!(rfc3339(1_735_689_599_500_000_000), "2024-12-31T23:59:59.500000000Z");
-        assert_eq!(rfc3339(4_107_542_400_000_000_000), "2100-03-01T00:00:00.000000000Z");
+        assert_eq!(
+            rfc3339(951_782_400_000_000_001),
+            "2000-02-29T00:00:00.000000001Z"
+        );
+        assert_eq!(
+            rfc3339(1_735_689_599_500_000_000),
+            "2024-12-31T23:59:59.500000000Z"
+        );
+        assert_eq!(
+            rfc3339(4_107_542_400_000_000_000),
+            "2100-03-01T00:00:00.000000000Z"
+        );
     }
 }

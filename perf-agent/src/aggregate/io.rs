@@ -43,7 +43,9 @@ impl BlockIos {
         for (key, cell) in std::mem::take(&mut self.now) {
             let before = self.before.insert(key, cell);
             let latency = latency::of_cell(&cell, before.as_ref());
-            let Some(pid) = owners.get(&key.slot).filter(|_| latency.count > 0) else { continue };
+            let Some(pid) = owners.get(&key.slot).filter(|_| latency.count > 0) else {
+                continue;
+            };
             let device = self
                 .devices
                 .get(&key.dev)

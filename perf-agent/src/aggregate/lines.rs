@@ -13,8 +13,8 @@ use crate::{
     drain::{EndFact, Start, WindowFact},
     model::{
         AgentCost, BlockIo, Body, Bye, Coverage, Finding, Hello, Ledger, Line, Process,
-        ProcessReport, Profile, SignalState, StackMemoCoverage, Stamp, Syscalls, Throttled,
-        Window, WindowReport,
+        ProcessReport, Profile, SignalState, StackMemoCoverage, Stamp, Syscalls, Throttled, Window,
+        WindowReport,
     },
     signals::{histograms::Histograms, latency},
 };
@@ -48,7 +48,10 @@ pub fn hello(start: &Start, threads: &Threads) -> Hello {
         targets: start
             .targets
             .iter()
-            .map(|pid| Process { pid: *pid, comm: threads.comm_of(*pid) })
+            .map(|pid| Process {
+                pid: *pid,
+                comm: threads.comm_of(*pid),
+            })
             .collect(),
         follow_children: start.follow_children,
         interval_ns: start.interval_ns,
@@ -121,7 +124,10 @@ impl Context<'_> {
 /// Throttling of a process's cgroup in the window.
 pub fn throttled(pid: u32, before: &WindowFact, now: &WindowFact) -> Option<Throttled> {
     let (cgroup, periods, throttled, ns) = now.throttled.get(&pid)?;
-    let was = before.throttled.get(&pid).map_or((*periods, *throttled, *ns), |b| (b.1, b.2, b.3));
+    let was = before
+        .throttled
+        .get(&pid)
+        .map_or((*periods, *throttled, *ns), |b| (b.1, b.2, b.3));
     Some(Throttled {
         cgroup: cgroup.clone(),
         periods: periods.saturating_sub(was.0),
@@ -149,8 +155,12 @@ pub fn coverage(
     if damaged > 0 {
         lost.insert("damaged_records".to_owned(), damaged);
     }
-    let memo: Vec<u64> =
-        now.memo.iter().zip(&before.memo).map(|(n, b)| n.saturating_sub(*b)).collect();
+    let memo: Vec<u64> = now
+        .memo
+        .iter()
+        .zip(&before.memo)
+        .map(|(n, b)| n.saturating_sub(*b))
+        .collect();
     let fraction = now.bpf_counted_ns as f64 / window.length_ns().max(1) as f64;
     Coverage {
         stamp: stamp.clone(),
@@ -179,16 +189,28 @@ pub fn coverage(
         maps: now.map_entries.clone(),
         agent: AgentCost {
             cpu_ns: now.agent_cpu_ns.saturating_sub(before.agent_cpu_ns),
-            bpf_ns: if fraction > 0.0 { (now.bpf_ns as f64 / fraction) as u64 } else { 0 },
+            bpf_ns: if fraction > 0.0 {
+                (now.bpf_ns as f64 / fraction) as u64
+            } else {
+                0
+            },
             bpf_fraction: fraction.min(1.0),
             rss_bytes: now.agent_rss_bytes,
         },
     }
 }
 
-fn difference(now: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+fn difference(
+    now: &BTreeMap<String, u64>,
+    before: &BTreeMap<String, u64>,
+) -> BTreeMap<String, u64> {
     now.iter()
-        .map(|(k, n)| (k.clone(), n.saturating_sub(before.get(k).copied().unwrap_or(0))))
+        .map(|(k, n)| {
+            (
+                k.clone(),
+                n.saturating_sub(before.get(k).copied().unwrap_or(0)),
+            )
+        })
         .filter(|(_, n)| *n > 0)
         .collect()
 }

@@ -140,7 +140,10 @@ impl Pipeline {
             return Vec::new();
         }
         self.totals.hello_said = true;
-        vec![Line::new(Body::Hello(lines::hello(&self.start, &self.threads)))]
+        vec![Line::new(Body::Hello(lines::hello(
+            &self.start,
+            &self.threads,
+        )))]
     }
 
     fn slot_freed(&mut self, slot: u32) {
@@ -152,7 +155,10 @@ impl Pipeline {
     }
 
     fn window(&mut self, w: &WindowFact) -> Vec<Line> {
-        let window = Window { start_ns: self.window_start_ns, end_ns: w.end_ns };
+        let window = Window {
+            start_ns: self.window_start_ns,
+            end_ns: w.end_ns,
+        };
         let report = self.report(window, w);
         self.window_start_ns = w.end_ns;
         self.window_histograms.clear();
@@ -164,8 +170,9 @@ impl Pipeline {
 
     fn report(&mut self, window: Window, w: &WindowFact) -> WindowReport {
         let stamp = clock::stamp(&self.start, window.end_ns);
-        let accounts = self.threads.window(window);
+        // Before the window is closed, which lets go of the accounts read.
         let open = self.threads.open_sites(window.end_ns);
+        let accounts = self.threads.window(window);
         let mut profiles = self.profiles.window(&self.owners, &open, &accounts);
         let mut calls = self.calls.window(window, w.syscalls_on_ns, &self.owners);
         let mut ios = self.io.window(&self.owners);
@@ -173,8 +180,13 @@ impl Pipeline {
         let mut processes = Vec::new();
         for account in &accounts {
             let pid = account.who.pid;
-            let histograms = slot_of.get(&pid).and_then(|s| self.window_histograms.get(s));
-            let context = lines::Context { stamp: &stamp, window };
+            let histograms = slot_of
+                .get(&pid)
+                .and_then(|s| self.window_histograms.get(s));
+            let context = lines::Context {
+                stamp: &stamp,
+                window,
+            };
             processes.push(context.process(
                 account,
                 histograms,
@@ -184,9 +196,11 @@ impl Pipeline {
                 lines::throttled(pid, &self.before, w),
             ));
         }
-        let coverage =
-            lines::coverage(&stamp, window, &processes, (&self.before, w), self.damaged);
-        WindowReport { processes, coverage }
+        let coverage = lines::coverage(&stamp, window, &processes, (&self.before, w), self.damaged);
+        WindowReport {
+            processes,
+            coverage,
+        }
     }
 
     fn bye(&mut self, end: &EndFact) -> Line {

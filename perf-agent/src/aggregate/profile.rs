@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use perf_ebpf_common::{
-    CLASS_NAMES, Wire as _, class, sys,
+    CLASS_NAMES, Wire as _, class,
     signals::ledger::{SiteKey, SiteTotals, WakerKey, detail},
+    sys,
 };
 
 use super::threads::Account;
@@ -107,7 +108,10 @@ impl Profiles {
         let mut by_process: HashMap<u32, Vec<(SiteKey, Site)>> = HashMap::new();
         for (key, (count, sum_ns, max_ns)) in totals {
             let before = self.before.insert(key, (count, sum_ns)).unwrap_or_default();
-            let (count, sum_ns) = (count.saturating_sub(before.0), sum_ns.saturating_sub(before.1));
+            let (count, sum_ns) = (
+                count.saturating_sub(before.0),
+                sum_ns.saturating_sub(before.1),
+            );
             let Some(pid) = owners.get(&key.slot.into()).filter(|_| count + sum_ns > 0) else {
                 continue;
             };
@@ -130,7 +134,10 @@ impl Profiles {
         let class = match (cpu, key.nr) {
             (true, 0) => "cpu.user",
             (true, _) => "cpu.kernel",
-            (false, _) => CLASS_NAMES.get(key.class as usize).copied().unwrap_or("other"),
+            (false, _) => CLASS_NAMES
+                .get(key.class as usize)
+                .copied()
+                .unwrap_or("other"),
         };
         let stack = |id: u64| self.stacks.get(&id).cloned().unwrap_or_default();
         Site {
@@ -147,17 +154,25 @@ impl Profiles {
 
     fn detail(&self, key: &SiteKey) -> Option<Detail> {
         Some(match key.detail_kind {
-            detail::FUTEX => Detail::Futex { address: format!("{:#x}", key.detail[0]) },
+            detail::FUTEX => Detail::Futex {
+                address: format!("{:#x}", key.detail[0]),
+            },
             detail::INET4 => {
                 let address = std::net::Ipv4Addr::from((key.detail[0] as u32).to_ne_bytes());
-                Detail::Peer { peer: format!("{address}:{}", key.port), port: key.port }
+                Detail::Peer {
+                    peer: format!("{address}:{}", key.port),
+                    port: key.port,
+                }
             }
             detail::INET6 => {
                 let mut bytes = [0; 16];
                 bytes[..8].copy_from_slice(&key.detail[0].to_ne_bytes());
                 bytes[8..].copy_from_slice(&key.detail[1].to_ne_bytes());
                 let address = std::net::Ipv6Addr::from(bytes);
-                Detail::Peer { peer: format!("[{address}]:{}", key.port), port: key.port }
+                Detail::Peer {
+                    peer: format!("[{address}]:{}", key.port),
+                    port: key.port,
+                }
             }
             detail::UNIX => Detail::Unix {
                 path: self.unix.get(&key.detail[0]).cloned().unwrap_or_default(),
@@ -180,22 +195,27 @@ impl Profiles {
         accounts: &[Account],
         sites: &HashMap<u32, Vec<(SiteKey, Site)>>,
     ) -> HashMap<u32, Vec<Lock>> {
-        let names: HashMap<u32, &String> =
-            accounts.iter().flat_map(|a| a.comms.iter().map(|(t, c)| (*t, c))).collect();
+        let names: HashMap<u32, &String> = accounts
+            .iter()
+            .flat_map(|a| a.comms.iter().map(|(t, c)| (*t, c)))
+            .collect();
         let name = |tid: u32| names.get(&tid).map(|c| (*c).clone()).unwrap_or_default();
         let mut wakers: HashMap<(u32, u64), Vec<Waker>> = HashMap::new();
         for (key, totals) in std::mem::take(&mut self.wakers_now) {
             let before = self.wakers_before.insert(key, totals).unwrap_or_default();
             let count = totals.count - before.count;
             if count > 0 {
-                wakers.entry((key.waiter_tgid, key.address)).or_default().push(Waker {
-                    waker_tid: key.waker_tid,
-                    waker_comm: name(key.waker_tid),
-                    waiter_tid: key.waiter_tid,
-                    waiter_comm: name(key.waiter_tid),
-                    count,
-                    sum_ns: totals.sum_ns - before.sum_ns,
-                });
+                wakers
+                    .entry((key.waiter_tgid, key.address))
+                    .or_default()
+                    .push(Waker {
+                        waker_tid: key.waker_tid,
+                        waker_comm: name(key.waker_tid),
+                        waiter_tid: key.waiter_tid,
+                        waiter_comm: name(key.waiter_tid),
+                        count,
+                        sum_ns: totals.sum_ns - before.sum_ns,
+                    });
             }
         }
         let mut out = HashMap::new();
@@ -217,7 +237,8 @@ impl Profiles {
             locks.sort_by_key(|l| std::cmp::Reverse(l.sum_ns));
             locks.truncate(TOP_LOCKS);
             for lock in &mut locks {
-                lock.wakers.sort_by_key(|w| std::cmp::Reverse((w.sum_ns, w.waker_tid, w.waiter_tid)));
+                lock.wakers
+                    .sort_by_key(|w| std::cmp::Reverse((w.sum_ns, w.waker_tid, w.waiter_tid)));
                 lock.wakers.truncate(TOP_WAKERS);
             }
             out.insert(*pid, locks);
@@ -235,8 +256,15 @@ fn profile(
     let mut sites: Vec<Site> = merge(sites);
     // A sample stands for its share of the class's time.
     for class in ["cpu.user", "cpu.kernel"] {
-        let samples: u64 = sites.iter().filter(|s| s.class == class).map(|s| s.count).sum();
-        let time = account.and_then(|a| a.ledger.classes.get(class)).copied().unwrap_or(0);
+        let samples: u64 = sites
+            .iter()
+            .filter(|s| s.class == class)
+            .map(|s| s.count)
+            .sum();
+        let time = account
+            .and_then(|a| a.ledger.classes.get(class))
+            .copied()
+            .unwrap_or(0);
         for site in sites.iter_mut().filter(|s| s.class == class) {
             site.sum_ns =
                 (u128::from(time) * u128::from(site.count) / u128::from(samples.max(1))) as u64;
@@ -269,9 +297,18 @@ fn merge(sites: Vec<(SiteKey, Site)>) -> Vec<Site> {
     let mut sites = sites;
     sites.sort_by_key(|(key, _)| *key);
     for (_, site) in sites {
-        let names: Vec<String> =
-            site.user_stack.iter().chain(&site.kernel_stack).map(|f| f.name.clone()).collect();
-        let key = (site.class.clone(), site.syscall.clone(), site.detail.clone(), names);
+        let names: Vec<String> = site
+            .user_stack
+            .iter()
+            .chain(&site.kernel_stack)
+            .map(|f| f.name.clone())
+            .collect();
+        let key = (
+            site.class.clone(),
+            site.syscall.clone(),
+            site.detail.clone(),
+            names,
+        );
         match index.get(&key) {
             Some(at) => {
                 let into: &mut Site = &mut merged[*at];
@@ -294,6 +331,10 @@ fn order(site: &Site) -> (&str, Option<&str>, Option<&Detail>, Vec<&str>) {
         &site.class,
         site.syscall.as_deref(),
         site.detail.as_ref(),
-        site.user_stack.iter().chain(&site.kernel_stack).map(|f| f.name.as_str()).collect(),
+        site.user_stack
+            .iter()
+            .chain(&site.kernel_stack)
+            .map(|f| f.name.as_str())
+            .collect(),
     )
 }

@@ -92,15 +92,25 @@ impl Calls {
         for (key, cell) in std::mem::take(&mut self.now) {
             let before = self.before.insert(key, cell);
             let count = cell.count - before.map_or(0, |b| b.count);
-            let Some(pid) = owners.get(&key.slot).filter(|_| count > 0) else { continue };
+            let Some(pid) = owners.get(&key.slot).filter(|_| count > 0) else {
+                continue;
+            };
             let scaled = |n: u64| (n as f64 / fraction).round() as u64;
             let row = SyscallRow {
                 name: syscall_name(key.nr),
                 count: scaled(count),
-                count_error: if full { None } else { error_bound(&slices, &key, window) },
+                count_error: if full {
+                    None
+                } else {
+                    error_bound(&slices, &key, window)
+                },
                 errors: errors
                     .get(&key)
-                    .map(|e| e.iter().map(|(name, n)| (name.clone(), scaled(*n))).collect())
+                    .map(|e| {
+                        e.iter()
+                            .map(|(name, n)| (name.clone(), scaled(*n)))
+                            .collect()
+                    })
                     .unwrap_or_default(),
                 latency: latency::of_cell(&cell, before.as_ref()),
                 bytes: scaled(cell.bytes - before.map_or(0, |b| b.bytes)),
@@ -114,7 +124,9 @@ impl Calls {
             process.rows.push(row);
         }
         for process in out.values_mut() {
-            process.rows.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.name.cmp(&b.name)));
+            process
+                .rows
+                .sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.name.cmp(&b.name)));
         }
         out
     }
@@ -131,8 +143,14 @@ impl Calls {
         for (key, count) in std::mem::take(&mut self.errors_now) {
             let count = count - self.errors_before.insert(key, count).unwrap_or(0);
             if count > 0 {
-                let call = SyscallKey { slot: key.slot, nr: key.nr.into() };
-                *out.entry(call).or_default().entry(errno_name(key.errno)).or_default() += count;
+                let call = SyscallKey {
+                    slot: key.slot,
+                    nr: key.nr.into(),
+                };
+                *out.entry(call)
+                    .or_default()
+                    .entry(errno_name(key.errno))
+                    .or_default() += count;
             }
         }
         out
@@ -167,10 +185,15 @@ fn error_bound(slices: &[SliceFact], key: &SyscallKey, window: Window) -> Option
 
 /// Two-sided 95 % quantile of Student's t.
 fn student_t_95(degrees: usize) -> f64 {
-    const TABLE: [f64; 10] = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
+    const TABLE: [f64; 10] = [
+        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    ];
     match degrees {
         0 => f64::INFINITY,
-        n => TABLE.get(n - 1).copied().unwrap_or(if n < 30 { 2.1 } else { 1.96 }),
+        n => TABLE
+            .get(n - 1)
+            .copied()
+            .unwrap_or(if n < 30 { 2.1 } else { 1.96 }),
     }
 }
 
@@ -247,18 +270,27 @@ mod tests {
     use super::*;
 
     fn slice(count: u64) -> SliceFact {
-        SliceFact { length_ns: 25_000_000, counts: vec![(1, 0, count)] }
+        SliceFact {
+            length_ns: 25_000_000,
+            counts: vec![(1, 0, count)],
+        }
     }
 
     #[test]
     fn equal_slices_have_no_error_and_unequal_ones_the_students() {
-        let window = Window { start_ns: 0, end_ns: 1_000_000_000 };
+        let window = Window {
+            start_ns: 0,
+            end_ns: 1_000_000_000,
+        };
         let key = SyscallKey { slot: 1, nr: 0 };
         assert_eq!(error_bound(&[slice(10), slice(10)], &key, window), Some(0));
         assert_eq!(error_bound(&[slice(10)], &key, window), None);
         // Rates 8 and 12 calls a slice of 25 ms: s = √8, t(1) = 12.706, 40 slices fill the window.
         let want = (12.706 * (8.0f64 / 2.0).sqrt() * 40.0).ceil() as u64;
-        assert_eq!(error_bound(&[slice(8), slice(12)], &key, window), Some(want));
+        assert_eq!(
+            error_bound(&[slice(8), slice(12)], &key, window),
+            Some(want)
+        );
     }
 
     #[test]

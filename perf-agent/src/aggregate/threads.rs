@@ -92,7 +92,10 @@ impl Threads {
     }
 
     pub fn comm_of(&self, pid: u32) -> String {
-        self.processes.get(&pid).map(|p| p.comm.clone()).unwrap_or_default()
+        self.processes
+            .get(&pid)
+            .map(|p| p.comm.clone())
+            .unwrap_or_default()
     }
 
     pub fn started(&mut self, r: &ThreadStarted) {
@@ -102,13 +105,21 @@ impl Threads {
             _ => r.parent_tgid,
         };
         let comm = parent.map(|p| p.comm.clone()).unwrap_or_default();
-        let p = self
-            .processes
-            .entry(r.tgid)
-            .or_insert_with(|| Proc { comm, line, ..Proc::default() });
+        let p = self.processes.entry(r.tgid).or_insert_with(|| Proc {
+            comm,
+            line,
+            ..Proc::default()
+        });
         p.threads_started += 1;
         let comm = p.comm.clone();
-        self.threads.insert(r.tid, Thread { comm, born: true, ..Thread::default() });
+        self.threads.insert(
+            r.tid,
+            Thread {
+                comm,
+                born: true,
+                ..Thread::default()
+            },
+        );
     }
 
     pub fn exited(&mut self, r: &ThreadExited) {
@@ -196,8 +207,15 @@ impl Threads {
         let mut faults: HashMap<u32, Faults> = HashMap::new();
         let mut ticks: HashMap<u32, (u64, u64)> = HashMap::new();
         let ended = self.ended.iter_mut().map(|(tid, t)| (*tid, t));
-        for (tid, t) in self.threads.iter_mut().map(|(tid, t)| (*tid, t)).chain(ended) {
-            let Some(change) = t.change(tid, window) else { continue };
+        for (tid, t) in self
+            .threads
+            .iter_mut()
+            .map(|(tid, t)| (*tid, t))
+            .chain(ended)
+        {
+            let Some(change) = t.change(tid, window) else {
+                continue;
+            };
             let pid = change.tgid;
             t.compare(&change, checks.entry(pid).or_default());
             t.count_faults(faults.entry(pid).or_default());
@@ -211,8 +229,12 @@ impl Threads {
         for account in &mut accounts {
             account.check = checks.remove(&account.who.pid).unwrap_or_default();
             account.faults = faults.remove(&account.who.pid).unwrap_or_default();
-            account.faults.blocked_ns =
-                account.ledger.classes.get("fault").copied().unwrap_or_default();
+            account.faults.blocked_ns = account
+                .ledger
+                .classes
+                .get("fault")
+                .copied()
+                .unwrap_or_default();
         }
         self.end_window();
         accounts
@@ -240,11 +262,7 @@ impl Threads {
         }
     }
 
-    fn collect(
-        &mut self,
-        changes: &[Change],
-        ticks: &HashMap<u32, (u64, u64)>,
-    ) -> Vec<Account> {
+    fn collect(&mut self, changes: &[Change], ticks: &HashMap<u32, (u64, u64)>) -> Vec<Account> {
         let mut accounts: BTreeMap<u32, Account> = BTreeMap::new();
         let mut groups: BTreeMap<u32, Vec<&Change>> = BTreeMap::new();
         for change in changes {
@@ -267,9 +285,10 @@ impl Threads {
                 account.fill(&threads, split);
             } else {
                 let name = self.comm_of(pid);
-                let first = self.processes.get_mut(&pid).is_some_and(|p| {
-                    !std::mem::replace(&mut p.counted, true)
-                });
+                let first = self
+                    .processes
+                    .get_mut(&pid)
+                    .is_some_and(|p| !std::mem::replace(&mut p.counted, true));
                 account.fold(&threads, &split, first.then_some(name));
             }
         }
@@ -307,8 +326,9 @@ impl Thread {
 
     /// Adds the scheduler's own figures where they are known at both ends.
     fn compare(&self, change: &Change, check: &mut SchedstatCheck) {
-        let Some((now, run_before, wait_before)) =
-            self.proc_pair(|f| (f.run_ns, f.wait_ns)).map(|(now, (r, w))| (now, r, w))
+        let Some((now, run_before, wait_before)) = self
+            .proc_pair(|f| (f.run_ns, f.wait_ns))
+            .map(|(now, (r, w))| (now, r, w))
         else {
             return;
         };
@@ -358,14 +378,27 @@ struct Split {
 }
 
 fn split(threads: &[&Change], ticks: (u64, u64)) -> Split {
-    let (user, kernel) =
-        threads.iter().fold((0, 0), |s, c| (s.0 + c.samples.0, s.1 + c.samples.1));
+    let (user, kernel) = threads
+        .iter()
+        .fold((0, 0), |s, c| (s.0 + c.samples.0, s.1 + c.samples.1));
     if user + kernel > 0 {
-        Split { source: "samples", user, kernel }
+        Split {
+            source: "samples",
+            user,
+            kernel,
+        }
     } else if ticks.0 + ticks.1 > 0 {
-        Split { source: "proc", user: ticks.0, kernel: ticks.1 }
+        Split {
+            source: "proc",
+            user: ticks.0,
+            kernel: ticks.1,
+        }
     } else {
-        Split { source: "none", user: 1, kernel: 0 }
+        Split {
+            source: "none",
+            user: 1,
+            kernel: 0,
+        }
     }
 }
 
@@ -380,8 +413,11 @@ fn classes(totals: &Totals, samples: (u64, u64), process: &Split) -> Classes {
             out.insert(CLASS_NAMES[i].to_owned(), *ns);
             continue;
         }
-        let (user, kernel) =
-            if samples.0 + samples.1 > 0 { samples } else { (process.user, process.kernel) };
+        let (user, kernel) = if samples.0 + samples.1 > 0 {
+            samples
+        } else {
+            (process.user, process.kernel)
+        };
         let user_ns =
             (u128::from(*ns) * u128::from(user) / u128::from(user + kernel).max(1)) as u64;
         for (name, ns) in [("cpu.user", user_ns), ("cpu.kernel", ns - user_ns)] {
@@ -441,7 +477,10 @@ impl Account {
 
     /// Adds a process without lines of its own. `name` is given the first time.
     fn fold(&mut self, threads: &[&Change], process: &Split, name: Option<String>) {
-        let short = self.ledger.short_lived.get_or_insert_with(ShortLived::default);
+        let short = self
+            .ledger
+            .short_lived
+            .get_or_insert_with(ShortLived::default);
         for c in threads {
             let classes = c.classes(process);
             short.residual_ns += c.residual_ns(&classes);

@@ -34,7 +34,9 @@ impl<W: Write> Writer<W> {
     pub fn new(mut out: W) -> io::Result<Self> {
         out.write_all(&MAGIC)?;
         out.write_all(&VERSION.to_le_bytes())?;
-        Ok(Writer { out: FrameEncoder::new(out) })
+        Ok(Writer {
+            out: FrameEncoder::new(out),
+        })
     }
 
     /// Appends a frame.
@@ -104,7 +106,9 @@ impl<R: Read> Reader<R> {
     /// [`ReadError::NotARecording`] or [`ReadError::Version`].
     pub fn new(mut input: R) -> Result<Self, ReadError> {
         let mut header = [0u8; 12];
-        input.read_exact(&mut header).map_err(|_| ReadError::NotARecording)?;
+        input
+            .read_exact(&mut header)
+            .map_err(|_| ReadError::NotARecording)?;
         if header[..8] != MAGIC {
             return Err(ReadError::NotARecording);
         }
@@ -112,7 +116,9 @@ impl<R: Read> Reader<R> {
         if version != VERSION {
             return Err(ReadError::Version(version));
         }
-        Ok(Reader { input: FrameDecoder::new(input) })
+        Ok(Reader {
+            input: FrameDecoder::new(input),
+        })
     }
 
     /// The next frame; `None` at the end.
@@ -180,7 +186,10 @@ mod tests {
         vec![
             Frame::Record(vec![1, 2, 3]),
             Frame::Map(MapId::Sites, vec![7; 100]),
-            Frame::Fact(Fact::End(EndFact { reason: "duration".into(), exit_code: Some(3) })),
+            Frame::Fact(Fact::End(EndFact {
+                reason: "duration".into(),
+                exit_code: Some(3),
+            })),
         ]
     }
 
@@ -194,7 +203,10 @@ mod tests {
         let mut bytes = recording(&frames());
         bytes[8] = 9;
         assert!(matches!(read_all(&bytes), Err(ReadError::Version(9))));
-        assert!(matches!(read_all(b"PK\x03\x04 something"), Err(ReadError::NotARecording)));
+        assert!(matches!(
+            read_all(b"PK\x03\x04 something"),
+            Err(ReadError::NotARecording)
+        ));
         assert!(matches!(read_all(b""), Err(ReadError::NotARecording)));
     }
 

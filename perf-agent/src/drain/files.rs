@@ -29,7 +29,9 @@ impl Names {
         let stride = size_of::<SiteKey>() + size_of::<SiteTotals>();
         let mut facts = Vec::new();
         for entry in sites.chunks_exact(stride) {
-            let Some(key) = SiteKey::from_bytes(entry) else { continue };
+            let Some(key) = SiteKey::from_bytes(entry) else {
+                continue;
+            };
             let (inode, dev) = (key.detail[0], key.detail[1] as u32);
             if key.detail_kind != detail::FILE
                 || self.files.len() >= MAX_FILES
@@ -50,9 +52,14 @@ impl Names {
         let stride = size_of::<BlockIoKey>() + size_of::<LatencyCell>();
         let mut facts = Vec::new();
         for entry in block_io.chunks_exact(stride) {
-            let Some(key) = BlockIoKey::from_bytes(entry) else { continue };
+            let Some(key) = BlockIoKey::from_bytes(entry) else {
+                continue;
+            };
             if self.devices.insert(key.dev) {
-                facts.push(Fact::Device { dev: key.dev, name: device_name(key.dev) });
+                facts.push(Fact::Device {
+                    dev: key.dev,
+                    name: device_name(key.dev),
+                });
             }
         }
         facts

@@ -12,7 +12,7 @@ use perf_ebpf_common::{
     Wire as _, class,
     loss::Loss,
     signals::{
-        LatencyCell, RecordHeader,
+        LatencyCell,
         block_io::BlockIoKey,
         control::Control,
         ledger::{ListenerKey, SiteKey, SiteTotals, StackMemo, ThreadState, thread_state},
@@ -23,12 +23,17 @@ use perf_ebpf_common::{
 };
 
 use super::{
-    Fact, Frame, MapId, ProcessFact, SliceFact, Start, ThreadFact, WindowFact, files::Names, procfs,
-    seeds, slots::{self, Slots},
+    Fact, Frame, MapId, ProcessFact, SliceFact, Start, ThreadFact, WindowFact,
+    files::Names,
+    procfs, seeds,
+    slots::{self, Slots},
 };
 use crate::{
     kernel::{Kernel, LoadOptions, host, raw::NOEXIST, tables},
-    signals::{histograms, records::{self, Record}},
+    signals::{
+        histograms,
+        records::{self, Record},
+    },
     symbolize::Stacks,
 };
 
@@ -75,7 +80,10 @@ pub fn monotonic_ns() -> u64 {
 }
 
 fn clock_ns(clock: libc::clockid_t) -> u64 {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut t = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: writes one timespec.
     unsafe { libc::clock_gettime(clock, &raw mut t) };
     t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
@@ -124,8 +132,12 @@ impl Live {
         start.kernel = host::kernel_release();
         start.arch = std::env::consts::ARCH.to_owned();
         start.cpus = aya::util::online_cpus().map_or(0, |c| c.len() as u32);
-        start.signals =
-            self.kernel.signals.iter().map(|s| (s.name.clone(), s.on, s.reason.clone())).collect();
+        start.signals = self
+            .kernel
+            .signals
+            .iter()
+            .map(|s| (s.name.clone(), s.on, s.reason.clone()))
+            .collect();
         self.frames.push(Frame::Fact(Fact::Start(start)));
     }
 
@@ -158,12 +170,18 @@ impl Live {
     /// Whether the thread was not there yet.
     fn seed_thread(&mut self, pid: u32, tid: u32, slot: u32) -> Result<bool> {
         let state = seeded_state(pid, tid, slot, monotonic_ns());
-        match self.kernel.maps.threads.update(&tid.to_ne_bytes(), state.as_bytes(), NOEXIST) {
+        match self
+            .kernel
+            .maps
+            .threads
+            .update(&tid.to_ne_bytes(), state.as_bytes(), NOEXIST)
+        {
             Ok(()) => {
                 self.thread_entries += 1;
                 self.process(pid).threads.insert(tid);
                 // The base of the cross-check.
-                self.frames.extend(thread_fact(pid, tid).map(|f| Frame::Fact(Fact::Thread(f))));
+                self.frames
+                    .extend(thread_fact(pid, tid).map(|f| Frame::Fact(Fact::Thread(f))));
                 Ok(true)
             }
             Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
@@ -185,15 +203,19 @@ impl Live {
     /// Gives a process its slot and tells of it.
     fn add_process(&mut self, pid: u32, comm: String, now_ns: u64) -> u32 {
         let slot = self.slots.give(pid);
-        if let Err(e) =
-            self.kernel.maps.slots.update(&pid.to_ne_bytes(), &slot.to_ne_bytes(), 0)
+        if let Err(e) = self
+            .kernel
+            .maps
+            .slots
+            .update(&pid.to_ne_bytes(), &slot.to_ne_bytes(), 0)
         {
             tracing::warn!(pid, "giving a process its histograms: {e}");
         }
         let process = self.process(pid);
         process.comm.clone_from(&comm);
         process.first_ns = process.first_ns.min(now_ns);
-        self.frames.push(Frame::Fact(Fact::Process(ProcessFact { pid, comm, slot })));
+        self.frames
+            .push(Frame::Fact(Fact::Process(ProcessFact { pid, comm, slot })));
         slot
     }
 
@@ -214,9 +236,10 @@ impl Live {
 
     /// Empties the ring.
     pub fn poll(&mut self) {
-        while let Some(item) = self.kernel.ring.next() {
-            let bytes = item.to_vec();
-            drop(item);
+        loop {
+            let Some(bytes) = self.kernel.ring.next().map(|item| item.to_vec()) else {
+                break;
+            };
             self.received += 1;
             self.note(&bytes);
             self.frames.push(Frame::Record(bytes));
@@ -251,7 +274,9 @@ impl Live {
     }
 
     fn thread_ended(&mut self, pid: u32, tid: u32) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         process.threads.remove(&tid);
         if process.threads.is_empty() {
             self.process_ended(pid);
@@ -276,7 +301,11 @@ impl Live {
         if on {
             if let Some(control) = self.kernel.maps.control.element(0) {
                 // SAFETY: a live element of the mapped array; the kernel only reads it.
-                unsafe { control.as_ptr().write_volatile(Control { slice_start_ns: now }) };
+                unsafe {
+                    control.as_ptr().write_volatile(Control {
+                        slice_start_ns: now,
+                    })
+                };
             }
             self.kernel.set_syscalls(true)?;
             self.syscalls_since_ns = Some(monotonic_ns());
@@ -287,23 +316,33 @@ impl Live {
             let length_ns = monotonic_ns().saturating_sub(since);
             self.syscalls_on_ns += length_ns;
             let counts = self.calls_counted()?;
-            self.frames.push(Frame::Fact(Fact::Slice(SliceFact { length_ns, counts })));
+            self.frames
+                .push(Frame::Fact(Fact::Slice(SliceFact { length_ns, counts })));
         }
         Ok(())
     }
 
     /// Calls counted since the last slice, by slot and number.
     fn calls_counted(&mut self) -> Result<Vec<(u32, u32, u64)>> {
-        let entries = self.kernel.maps.syscalls.entries().context("reading syscalls")?;
+        let entries = self
+            .kernel
+            .maps
+            .syscalls
+            .entries()
+            .context("reading syscalls")?;
         let stride = size_of::<SyscallKey>() + size_of::<LatencyCell>();
         let mut counts = Vec::new();
         for entry in entries.chunks_exact(stride) {
-            let (Some(key), Some(count)) =
-                (SyscallKey::from_bytes(entry), u64::from_bytes(&entry[size_of::<SyscallKey>()..]))
-            else {
+            let (Some(key), Some(count)) = (
+                SyscallKey::from_bytes(entry),
+                u64::from_bytes(&entry[size_of::<SyscallKey>()..]),
+            ) else {
                 continue;
             };
-            let before = self.counted_calls.insert((key.slot, key.nr), count).unwrap_or(0);
+            let before = self
+                .counted_calls
+                .insert((key.slot, key.nr), count)
+                .unwrap_or(0);
             if count > before {
                 counts.push((key.slot, key.nr, count - before));
             }
@@ -339,12 +378,19 @@ impl Live {
 
     /// The thread map, with entries that were caught in the middle of an update read again.
     fn read_threads(&mut self) -> Result<Vec<u8>> {
-        let mut entries = self.kernel.maps.threads.entries().context("reading threads")?;
+        let mut entries = self
+            .kernel
+            .maps
+            .threads
+            .entries()
+            .context("reading threads")?;
         let stride = 4 + size_of::<ThreadState>();
         self.thread_entries = entries.len() / stride;
         for entry in entries.chunks_exact_mut(stride) {
             for _ in 0..3 {
-                let Some(t) = ThreadState::from_bytes(&entry[4..]) else { break };
+                let Some(t) = ThreadState::from_bytes(&entry[4..]) else {
+                    break;
+                };
                 if t.seq == t.seq_tail {
                     break;
                 }
@@ -375,8 +421,11 @@ impl Live {
         for frame in &self.frames {
             match frame {
                 Frame::Map(MapId::Sites, bytes) => {
-                    let owner: HashMap<u32, u32> =
-                        self.slots.processes().map(|(pid, slot)| (slot, pid)).collect();
+                    let owner: HashMap<u32, u32> = self
+                        .slots
+                        .processes()
+                        .map(|(pid, slot)| (slot, pid))
+                        .collect();
                     facts.extend(self.names.files(bytes, |slot| owner.get(&slot).copied()));
                 }
                 Frame::Map(MapId::BlockIo, bytes) => facts.extend(self.names.devices(bytes)),
@@ -401,16 +450,25 @@ impl Live {
     /// Reads what `/proc` says of each thread, and where seeded threads without events are.
     fn read_proc(&mut self, threads: &[u8]) {
         let mut sockets: HashMap<u32, seeds::Sockets> = HashMap::new();
-        for entry in threads.chunks_exact(4 + size_of::<ThreadState>()).take(MAX_THREADS_READ) {
-            let Some(t) = ThreadState::from_bytes(&entry[4..]) else { continue };
+        for entry in threads
+            .chunks_exact(4 + size_of::<ThreadState>())
+            .take(MAX_THREADS_READ)
+        {
+            let Some(t) = ThreadState::from_bytes(&entry[4..]) else {
+                continue;
+            };
             if let Some(fact) = thread_fact(t.tgid, t.tid) {
                 self.frames.push(Frame::Fact(Fact::Thread(fact)));
             }
             if t.state != thread_state::SEEDED {
                 continue;
             }
-            let sockets = sockets.entry(t.tgid).or_insert_with(|| seeds::Sockets::of(t.tgid));
-            let Some(fact) = seeds::class_of(t.tgid, t.tid, &self.kinds, sockets) else { continue };
+            let sockets = sockets
+                .entry(t.tgid)
+                .or_insert_with(|| seeds::Sockets::of(t.tgid));
+            let Some(fact) = seeds::class_of(t.tgid, t.tid, &self.kinds, sockets) else {
+                continue;
+            };
             // Only true if nothing happened meanwhile.
             let unchanged = matches!(
                 self.kernel.maps.threads.lookup(&entry[..4], 1),
@@ -457,7 +515,12 @@ impl Live {
                 unsafe { element.as_ptr().write_bytes(0, 1) };
             }
             let maps = &self.kernel.maps;
-            delete_slot::<SiteKey>(&maps.sites, size_of::<SiteTotals>(), |k| k.slot.into(), slot)?;
+            delete_slot::<SiteKey>(
+                &maps.sites,
+                size_of::<SiteTotals>(),
+                |k| k.slot.into(),
+                slot,
+            )?;
             let cell = size_of::<LatencyCell>();
             delete_slot::<SyscallKey>(&maps.syscalls, cell, |k| k.slot, slot)?;
             delete_slot::<SyscallErrorKey>(&maps.syscall_errors, 8, |k| k.slot, slot)?;
@@ -498,9 +561,10 @@ impl Live {
                 lost.insert(loss.name().to_owned(), count);
             }
         }
-        for (name, count) in
-            [("undecodable", self.undecodable), ("slots_exhausted", self.slots.exhausted)]
-        {
+        for (name, count) in [
+            ("undecodable", self.undecodable),
+            ("slots_exhausted", self.slots.exhausted),
+        ] {
             if count > 0 {
                 lost.insert(name.to_owned(), count);
             }
@@ -523,22 +587,37 @@ impl Live {
             memo: self.memo()?,
             map_entries,
             syscalls_on_ns: std::mem::take(&mut self.syscalls_on_ns),
-            throttled: self.slots.processes().filter_map(|(pid, _)| throttled(pid)).collect(),
+            throttled: self
+                .slots
+                .processes()
+                .filter_map(|(pid, _)| throttled(pid))
+                .collect(),
         })
     }
 
     fn per_cpu_sum(&self, map: &crate::kernel::raw::RawMap, key: u32) -> Result<u64> {
-        let values = map.lookup(&key.to_ne_bytes(), self.kernel.cpus)?.unwrap_or_default();
+        let values = map
+            .lookup(&key.to_ne_bytes(), self.kernel.cpus)?
+            .unwrap_or_default();
         Ok(values.chunks_exact(8).filter_map(u64::from_bytes).sum())
     }
 
     fn memo(&self) -> Result<[u64; 4]> {
-        let values =
-            self.kernel.maps.memo_stats.lookup(&0u32.to_ne_bytes(), self.kernel.cpus)?;
+        let values = self
+            .kernel
+            .maps
+            .memo_stats
+            .lookup(&0u32.to_ne_bytes(), self.kernel.cpus)?;
         let mut sum = [0; 4];
-        for stats in values.unwrap_or_default().chunks_exact(size_of::<MemoStats>()) {
+        for stats in values
+            .unwrap_or_default()
+            .chunks_exact(size_of::<MemoStats>())
+        {
             if let Some(s) = MemoStats::from_bytes(stats) {
-                for (total, part) in sum.iter_mut().zip([s.hits, s.walks, s.checked, s.mismatched]) {
+                for (total, part) in sum
+                    .iter_mut()
+                    .zip([s.hits, s.walks, s.checked, s.mismatched])
+                {
                     *total += part;
                 }
             }
@@ -610,14 +689,23 @@ fn delete_slot<K: perf_ebpf_common::Wire>(
 fn fill_listeners(kernel: &Kernel, targets: &[u32]) -> Result<()> {
     let mut done = HashSet::new();
     for pid in targets {
-        let Ok(namespace) = fs::metadata(format!("/proc/{pid}/ns/net")) else { continue };
+        let Ok(namespace) = fs::metadata(format!("/proc/{pid}/ns/net")) else {
+            continue;
+        };
         let netns = namespace.ino() as u32;
         if !done.insert(netns) {
             continue;
         }
         for port in seeds::Sockets::of(*pid).listening() {
-            let key = ListenerKey { netns, port: (*port).into() };
-            kernel.maps.listeners.update(key.as_bytes(), &[1], 0).context("filling listeners")?;
+            let key = ListenerKey {
+                netns,
+                port: (*port).into(),
+            };
+            kernel
+                .maps
+                .listeners
+                .update(key.as_bytes(), &[1], 0)
+                .context("filling listeners")?;
         }
     }
     Ok(())
@@ -646,13 +734,20 @@ fn throttled(pid: u32) -> Option<(u32, (String, u64, u64, u64))> {
     let read = |path: String| fs::read_to_string(path).ok();
     if let Some(path) = procfs::cgroup_path(&text, Some("cpu")) {
         let base = format!("/sys/fs/cgroup/cpu{path}");
-        let quota: i64 = read(format!("{base}/cpu.cfs_quota_us"))?.trim().parse().ok()?;
+        let quota: i64 = read(format!("{base}/cpu.cfs_quota_us"))?
+            .trim()
+            .parse()
+            .ok()?;
         if quota < 0 {
             return None;
         }
         let stat = read(format!("{base}/cpu.stat"))?;
         let value = |key| procfs::cpu_stat(&stat, key).unwrap_or(0);
-        let figures = (value("nr_periods"), value("nr_throttled"), value("throttled_time"));
+        let figures = (
+            value("nr_periods"),
+            value("nr_throttled"),
+            value("throttled_time"),
+        );
         return Some((pid, (path.to_owned(), figures.0, figures.1, figures.2)));
     }
     let path = procfs::cgroup_path(&text, None)?;
@@ -662,7 +757,11 @@ fn throttled(pid: u32) -> Option<(u32, (String, u64, u64, u64))> {
     }
     let stat = read(format!("{base}/cpu.stat"))?;
     let value = |key| procfs::cpu_stat(&stat, key).unwrap_or(0);
-    let figures = (value("nr_periods"), value("nr_throttled"), value("throttled_usec") * 1000);
+    let figures = (
+        value("nr_periods"),
+        value("nr_throttled"),
+        value("throttled_usec") * 1000,
+    );
     Some((pid, (path.to_owned(), figures.0, figures.1, figures.2)))
 }
 
@@ -676,7 +775,6 @@ fn resident_bytes() -> u64 {
     pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(1) as u64
 }
 
-/// First field of a record, for tests of the format.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -684,8 +782,10 @@ mod tests {
     #[test]
     fn a_seeded_account_is_empty_and_its_own() {
         let t = seeded_state(10, 11, 3, 77);
-        assert_eq!((t.tgid, t.tid, t.slot, t.since_ns, t.start_ns), (10, 11, 3, 77, 77));
+        assert_eq!(
+            (t.tgid, t.tid, t.slot, t.since_ns, t.start_ns),
+            (10, 11, 3, 77, 77)
+        );
         assert_eq!((t.state, t.seq, t.seq_tail), (thread_state::SEEDED, 0, 0));
-        assert!(RecordHeader::from_bytes(t.as_bytes()).is_some());
     }
 }

@@ -9,8 +9,8 @@ pub mod files;
 pub mod live;
 pub mod procfs;
 pub mod seeds;
-pub mod slots;
 pub mod slices;
+pub mod slots;
 
 use std::collections::BTreeMap;
 
@@ -44,9 +44,17 @@ impl MapId {
     /// From its number.
     pub fn from_number(n: u8) -> Option<MapId> {
         use MapId::*;
-        [Threads, Sites, Wakers, Syscalls, SyscallErrors, BlockIo, Histograms]
-            .into_iter()
-            .find(|id| *id as u8 == n)
+        [
+            Threads,
+            Sites,
+            Wakers,
+            Syscalls,
+            SyscallErrors,
+            BlockIo,
+            Histograms,
+        ]
+        .into_iter()
+        .find(|id| *id as u8 == n)
     }
 }
 
@@ -58,7 +66,9 @@ pub enum Fact {
     /// A process of the target: at the attach, when it gets histograms of its own, after exec.
     Process(ProcessFact),
     /// The histogram slot of a process is free again.
-    SlotFreed { slot: u32 },
+    SlotFreed {
+        slot: u32,
+    },
     /// What `/proc` says of a thread at the end of the window.
     Thread(ThreadFact),
     /// Where a thread that had no event since the attach is, see [`seeds`].
@@ -68,7 +78,10 @@ pub enum Fact {
     /// Path of a file somebody waited for.
     File(FileFact),
     /// Name of a block device.
-    Device { dev: u32, name: String },
+    Device {
+        dev: u32,
+        name: String,
+    },
     /// A slice of the syscalls signal ended, with the calls counted in it by number and slot.
     Slice(SliceFact),
     Window(WindowFact),

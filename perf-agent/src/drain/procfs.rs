@@ -111,7 +111,11 @@ pub fn named_unix_sockets(text: &str) -> HashMap<u64, String> {
 pub fn cpu_stat(text: &str, key: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let (name, value) = line.split_once(' ')?;
-        if name == key { value.trim().parse().ok() } else { None }
+        if name == key {
+            value.trim().parse().ok()
+        } else {
+            None
+        }
     })
 }
 
@@ -135,13 +139,17 @@ mod tests {
 
     use super::*;
 
-    const STAT: &str = "4242 (a) (b) S 1 4242 4242 0 -1 4194560 2001 0 13 0 57 21 0 0 20 0 4 0 900 1 1 1";
+    const STAT: &str =
+        "4242 (a) (b) S 1 4242 4242 0 -1 4194560 2001 0 13 0 57 21 0 0 20 0 4 0 900 1 1 1";
 
     #[test]
     fn a_name_with_parentheses_ends_at_the_last_one() {
         let s = stat(STAT).unwrap();
         assert_eq!(s.comm, "a) (b");
-        assert_eq!((s.state, s.parent, s.minor_faults, s.major_faults), ('S', 1, 2001, 13));
+        assert_eq!(
+            (s.state, s.parent, s.minor_faults, s.major_faults),
+            ('S', 1, 2001, 13)
+        );
         assert_eq!((s.user_ticks, s.kernel_ticks), (57, 21));
     }
 
@@ -161,10 +169,17 @@ mod tests {
         let text = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   0: 0100007F:18EB 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 8675309 1\n";
         assert_eq!(
             inet_sockets(text),
-            [InetSocket { local_port: 6379, state: 10, inode: 8_675_309 }]
+            [InetSocket {
+                local_port: 6379,
+                state: 10,
+                inode: 8_675_309
+            }]
         );
         let unix = "Num       RefCount Protocol Flags    Type St Inode Path\n0: 2 0 00010000 0001 01 1234 /run/x.sock\n0: 3 0 0 0001 03 1235\n";
-        assert_eq!(named_unix_sockets(unix), HashMap::from([(1234, "/run/x.sock".to_owned())]));
+        assert_eq!(
+            named_unix_sockets(unix),
+            HashMap::from([(1234, "/run/x.sock".to_owned())])
+        );
     }
 
     #[test]
@@ -172,7 +187,10 @@ mod tests {
         let text = "4:cpu,cpuacct:/a\n1:name=systemd:/b\n0::/c\n";
         assert_eq!(cgroup_path(text, None), Some("/c"));
         assert_eq!(cgroup_path(text, Some("cpu")), Some("/a"));
-        assert_eq!(cpu_stat("nr_periods 7\nnr_throttled 3\n", "nr_throttled"), Some(3));
+        assert_eq!(
+            cpu_stat("nr_periods 7\nnr_throttled 3\n", "nr_throttled"),
+            Some(3)
+        );
     }
 
     proptest! {

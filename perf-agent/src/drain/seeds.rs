@@ -25,7 +25,8 @@ pub struct Sockets {
 impl Sockets {
     /// Reads the tables as `pid` sees them.
     pub fn of(pid: u32) -> Sockets {
-        let read = |name| fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+        let read =
+            |name: &str| fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
         let table = |names: [&str; 2]| {
             names
                 .iter()
@@ -34,7 +35,11 @@ impl Sockets {
                 .collect::<HashMap<_, _>>()
         };
         let tcp = table(["tcp", "tcp6"]);
-        let listening = tcp.values().filter(|s| s.state == 10).map(|s| s.local_port).collect();
+        let listening = tcp
+            .values()
+            .filter(|s| s.state == 10)
+            .map(|s| s.local_port)
+            .collect();
         Sockets {
             listening,
             tcp,
@@ -57,7 +62,11 @@ impl Sockets {
             };
         }
         if let Some(s) = self.udp.get(&inode) {
-            return if s.state == 1 { fd::UDP_CLIENT } else { fd::UDP_SERVER };
+            return if s.state == 1 {
+                fd::UDP_CLIENT
+            } else {
+                fd::UDP_SERVER
+            };
         }
         if self.unix.contains_key(&inode) {
             return fd::UNIX_SERVER;
@@ -70,7 +79,11 @@ impl Sockets {
 /// Kind of an fd by what its link in /proc names.
 fn fd_kind(link: &str, sockets: &Sockets) -> u8 {
     let inode = |prefix: &str| {
-        link.strip_prefix(prefix)?.strip_prefix(":[")?.strip_suffix(']')?.parse().ok()
+        link.strip_prefix(prefix)?
+            .strip_prefix(":[")?
+            .strip_suffix(']')?
+            .parse()
+            .ok()
     };
     if let Some(inode) = inode("socket") {
         return sockets.kind(inode);
@@ -100,7 +113,9 @@ pub fn class_of(pid: u32, tid: u32, kinds: &[u8], sockets: &Sockets) -> Option<S
             .map(|p| p.to_string_lossy().into_owned())
             .unwrap_or_default()
     };
-    Some(resolve(tid, state, call, kinds, |fd| fd_kind(&link(fd), sockets)))
+    Some(resolve(tid, state, call, kinds, |fd| {
+        fd_kind(&link(fd), sockets)
+    }))
 }
 
 /// The pure part of [`class_of`].
@@ -111,7 +126,11 @@ fn resolve(
     kinds: &[u8],
     fd_kind: impl Fn(u64) -> u8,
 ) -> SeededFact {
-    let running = SeededFact { tid, class: class::CPU, nr: sys::NR_NONE };
+    let running = SeededFact {
+        tid,
+        class: class::CPU,
+        nr: sys::NR_NONE,
+    };
     let mut blocked = Blocked {
         state: match state {
             'R' => return running,
@@ -149,7 +168,11 @@ fn resolve(
             }
         }
     }
-    SeededFact { tid, class: classify(&blocked), nr: nr_now }
+    SeededFact {
+        tid,
+        class: classify(&blocked),
+        nr: nr_now,
+    }
 }
 
 #[cfg(test)]
@@ -165,18 +188,31 @@ mod tests {
     #[test]
     fn a_sleeper_is_classed_as_the_kernel_side_would() {
         assert_eq!(class('S', "read", [3, 0, 0], fd::PIPE), class::IPC);
-        assert_eq!(class('S', "read", [3, 0, 0], fd::TCP_CLIENT), class::NET_TCP);
+        assert_eq!(
+            class('S', "read", [3, 0, 0], fd::TCP_CLIENT),
+            class::NET_TCP
+        );
         assert_eq!(class('S', "futex", [4096, 128, 2], 0), class::LOCK);
         assert_eq!(class('S', "clock_nanosleep", [0, 0, 0], 0), class::TIMER);
         assert_eq!(class('T', "read", [3, 0, 0], fd::PIPE), class::STOPPED);
-        assert_eq!(resolve(7, 'R', InSyscall::Running, &[], |_| 0).class, class::CPU);
-        assert_eq!(resolve(7, 'D', InSyscall::None, &[], |_| 0).class, class::FAULT);
+        assert_eq!(
+            resolve(7, 'R', InSyscall::Running, &[], |_| 0).class,
+            class::CPU
+        );
+        assert_eq!(
+            resolve(7, 'D', InSyscall::None, &[], |_| 0).class,
+            class::FAULT
+        );
     }
 
     #[test]
     fn links_of_descriptors_name_their_kind() {
         let mut sockets = Sockets::default();
-        let row = |port, state, inode| procfs::InetSocket { local_port: port, state, inode };
+        let row = |port, state, inode| procfs::InetSocket {
+            local_port: port,
+            state,
+            inode,
+        };
         sockets.tcp = [row(80, 10, 1), row(80, 1, 2), row(40000, 1, 3)]
             .into_iter()
             .map(|s| (s.inode, s))

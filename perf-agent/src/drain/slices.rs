@@ -16,15 +16,23 @@ pub struct Slices {
 
 impl Slices {
     pub fn new(now_ns: u64) -> Slices {
-        let mut slices =
-            Slices { random: now_ns | 1, stratum_start: now_ns, begin: 0, on: false };
+        let mut slices = Slices {
+            random: now_ns | 1,
+            stratum_start: now_ns,
+            begin: 0,
+            on: false,
+        };
         slices.place();
         slices
     }
 
     /// When to switch next, and to what.
     pub fn next(&self) -> (u64, bool) {
-        if self.on { (self.begin + SLICE_NS, false) } else { (self.begin, true) }
+        if self.on {
+            (self.begin + SLICE_NS, false)
+        } else {
+            (self.begin, true)
+        }
     }
 
     /// The switch was made.

@@ -114,6 +114,11 @@ impl Kernel {
         Ok(kernel)
     }
 
+    /// Whether this program was built with its kernel side.
+    pub fn built_in() -> bool {
+        !OBJECT.is_empty()
+    }
+
     /// Attaches what runs for the whole trace, the lifecycle first: from its first event on no new
     /// thread of a seeded one is missed. The syscalls signal is attached apart.
     ///

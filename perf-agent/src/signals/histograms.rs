@@ -2,11 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use perf_ebpf_common::{
-    class,
-    histogram::BUCKETS,
-    signals::ledger::ClassHistograms,
-};
+use perf_ebpf_common::{class, histogram::BUCKETS, signals::ledger::ClassHistograms};
 
 /// One process's histograms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,7 +20,10 @@ pub struct Histograms {
 /// # Safety
 /// `element` points to a live element of the mapped array.
 pub unsafe fn read_live(slot: u32, element: *mut ClassHistograms) -> Histograms {
-    let mut out = Histograms { slot, ..Histograms::default() };
+    let mut out = Histograms {
+        slot,
+        ..Histograms::default()
+    };
     // SAFETY: valid by the caller's contract; the kernel writes concurrently, so every access is
     // volatile or atomic.
     unsafe {
@@ -36,7 +35,10 @@ pub unsafe fn read_live(slot: u32, element: *mut ClassHistograms) -> Histograms 
             }
         }
         for i in 0..class::COUNT {
-            out.sum_ns[i] = (&raw const (*element).sum_ns).cast::<u64>().add(i).read_volatile();
+            out.sum_ns[i] = (&raw const (*element).sum_ns)
+                .cast::<u64>()
+                .add(i)
+                .read_volatile();
             let max = (&raw mut (*element).max_ns).cast::<u64>().add(i);
             out.max_ns[i] = AtomicU64::from_ptr(max).swap(0, Ordering::Relaxed);
         }
@@ -67,7 +69,10 @@ impl Histograms {
             Some(u32::from_ne_bytes([four[0], four[1], four[2], four[3]]))
         };
         let long = |at: usize| Some(u64::from(word(at)?) | u64::from(word(at + 4)?) << 32);
-        let mut out = Histograms { slot: word(0)?, ..Histograms::default() };
+        let mut out = Histograms {
+            slot: word(0)?,
+            ..Histograms::default()
+        };
         let n = word(4)? as usize;
         if n > class::COUNT * BUCKETS || bytes.len() != 8 + n * 8 + class::COUNT * 16 {
             return None;
@@ -97,7 +102,10 @@ impl Histograms {
                 while old.peek().is_some_and(|(i, _)| i < index) {
                     old.next();
                 }
-                let was = old.peek().filter(|(i, _)| i == index).map_or(0, |(_, c)| *c);
+                let was = old
+                    .peek()
+                    .filter(|(i, _)| i == index)
+                    .map_or(0, |(_, c)| *c);
                 let delta = count.wrapping_sub(was);
                 (delta != 0).then_some((*index, delta))
             })
@@ -106,7 +114,12 @@ impl Histograms {
         for (sum, was) in sum_ns.iter_mut().zip(&before.sum_ns) {
             *sum = sum.wrapping_sub(*was);
         }
-        Histograms { slot: self.slot, counts, sum_ns, max_ns: self.max_ns }
+        Histograms {
+            slot: self.slot,
+            counts,
+            sum_ns,
+            max_ns: self.max_ns,
+        }
     }
 
     /// The buckets of one class: (bucket, count).
@@ -126,7 +139,12 @@ mod tests {
     use super::*;
 
     fn sample(counts: Vec<(u32, u32)>) -> Histograms {
-        Histograms { slot: 3, counts, sum_ns: [5; class::COUNT], max_ns: [9; class::COUNT] }
+        Histograms {
+            slot: 3,
+            counts,
+            sum_ns: [5; class::COUNT],
+            max_ns: [9; class::COUNT],
+        }
     }
 
     #[test]

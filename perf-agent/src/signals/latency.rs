@@ -24,7 +24,11 @@ pub fn summary(
         for (bucket, c) in buckets.clone() {
             seen += c;
             if seen >= rank {
-                return if max_ns == 0 { bucket_mid(bucket) } else { bucket_mid(bucket).min(max_ns) };
+                return if max_ns == 0 {
+                    bucket_mid(bucket)
+                } else {
+                    bucket_mid(bucket).min(max_ns)
+                };
             }
         }
         max_ns
@@ -54,7 +58,9 @@ pub fn of_cell(now: &LatencyCell, before: Option<&LatencyCell>) -> Latency {
     let max_ns = if grown {
         now.max_ns
     } else {
-        buckets.last().map_or(0, |(i, _)| bucket_mid(*i).min(now.max_ns))
+        buckets
+            .last()
+            .map_or(0, |(i, _)| bucket_mid(*i).min(now.max_ns))
     };
     let sum_ns = now.sum_ns.wrapping_sub(before.map_or(0, |b| b.sum_ns));
     summary(buckets.iter().copied(), sum_ns, max_ns)

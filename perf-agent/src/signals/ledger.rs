@@ -19,7 +19,10 @@ impl Totals {
     /// The map is read a little after `end_ns`. Where the thread moved on in between, the surplus
     /// is taken back from the interval closed last, and the next window gets it.
     pub fn at(t: &ThreadState, end_ns: u64, seeded: Option<u8>) -> Totals {
-        let mut totals = Totals { spent_ns: t.spent_ns, unaccounted_ns: t.unaccounted_ns };
+        let mut totals = Totals {
+            spent_ns: t.spent_ns,
+            unaccounted_ns: t.unaccounted_ns,
+        };
         if t.since_ns <= end_ns {
             let open = end_ns - t.since_ns;
             match open_class(t, seeded) {
@@ -59,7 +62,9 @@ impl Totals {
         }
         for i in 0..delta.len() {
             while delta[i] < 0 {
-                let Some(largest) = (0..delta.len()).max_by_key(|j| delta[*j]) else { break };
+                let Some(largest) = (0..delta.len()).max_by_key(|j| delta[*j]) else {
+                    break;
+                };
                 if delta[largest] <= 0 {
                     delta[i] = 0;
                     break;
@@ -108,10 +113,7 @@ pub fn open_class(t: &ThreadState, seeded: Option<u8>) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use perf_ebpf_common::{
-        Wire as _,
-        signals::ledger::SiteKey,
-    };
+    use perf_ebpf_common::{Wire as _, signals::ledger::SiteKey};
     use proptest::prelude::*;
 
     use super::*;
@@ -121,7 +123,10 @@ mod tests {
         let mut t = ThreadState::from_bytes(&zero).unwrap();
         t.since_ns = since_ns;
         t.state = state;
-        t.site = SiteKey { class: class::LOCK, ..SiteKey::EMPTY };
+        t.site = SiteKey {
+            class: class::LOCK,
+            ..SiteKey::EMPTY
+        };
         t
     }
 
@@ -130,7 +135,10 @@ mod tests {
         let t = thread(100, thread_state::BLOCKED);
         assert_eq!(Totals::at(&t, 150, None).spent_ns[class::LOCK as usize], 50);
         let t = thread(100, thread_state::SEEDED);
-        assert_eq!(Totals::at(&t, 150, Some(class::TIMER)).spent_ns[class::TIMER as usize], 50);
+        assert_eq!(
+            Totals::at(&t, 150, Some(class::TIMER)).spent_ns[class::TIMER as usize],
+            50
+        );
         assert_eq!(Totals::at(&t, 150, None).unaccounted_ns, 50);
     }
 

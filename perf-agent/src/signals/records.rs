@@ -32,7 +32,11 @@ pub fn parse(bytes: &[u8]) -> Option<Record> {
             let stack = StackRecord::from_bytes(bytes)?;
             let rest = bytes.get(size_of::<StackRecord>()..)?;
             let length = (stack.frames as usize).checked_mul(8)?;
-            let addresses = rest.get(..length)?.chunks_exact(8).filter_map(u64::from_bytes).collect();
+            let addresses = rest
+                .get(..length)?
+                .chunks_exact(8)
+                .filter_map(u64::from_bytes)
+                .collect();
             Record::Stack(stack, addresses)
         }
         record::UNIX_NAME => {
@@ -62,8 +66,19 @@ mod tests {
     use super::*;
 
     fn stack_record() -> Vec<u8> {
-        let header = RecordHeader { kind: record::STACK, pad: 0, at_ns: 5 };
-        let mut bytes = StackRecord { header, id: 9, tgid: 3, frames: 2 }.as_bytes().to_vec();
+        let header = RecordHeader {
+            kind: record::STACK,
+            pad: 0,
+            at_ns: 5,
+        };
+        let mut bytes = StackRecord {
+            header,
+            id: 9,
+            tgid: 3,
+            frames: 2,
+        }
+        .as_bytes()
+        .to_vec();
         bytes.extend(10u64.to_ne_bytes());
         bytes.extend(20u64.to_ne_bytes());
         bytes
@@ -71,7 +86,9 @@ mod tests {
 
     #[test]
     fn a_stack_comes_with_its_addresses() {
-        let Some(Record::Stack(record, addresses)) = parse(&stack_record()) else { panic!() };
+        let Some(Record::Stack(record, addresses)) = parse(&stack_record()) else {
+            panic!()
+        };
         assert_eq!((record.id, record.tgid, addresses), (9, 3, vec![10, 20]));
     }
 

@@ -3,19 +3,20 @@
 //! A sink is fed every [`Line`] in order and told once when there are no more. A format is one
 //! file here and one line in [`SINKS`].
 
+mod destination;
 mod ndjson;
 mod summary;
 pub mod units;
 
-use std::fs::File;
-use std::io::{self, IsTerminal};
-use std::os::fd::AsFd;
+use std::io;
 use std::path::Path;
 
 use anyhow::Context;
 
 use crate::cli::{Format, OutputOptions};
 use crate::model::Line;
+
+pub use destination::Destination;
 
 /// Makes a sink over a destination.
 pub type Open = fn(Destination) -> Box<dyn Sink>;
@@ -36,36 +37,6 @@ pub trait Sink: Send {
 /// Whether a write failed only because nobody reads any more. The trace then ends as a success.
 pub fn reader_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::BrokenPipe
-}
-
-/// Where a sink writes.
-pub struct Destination {
-    pub file: File,
-    /// For messages: the path, or `standard output`.
-    pub name: String,
-    pub terminal: bool,
-}
-
-impl Destination {
-    /// Standard output, past the buffer of [`io::stdout`]: that one cuts lines where it likes.
-    pub fn stdout() -> io::Result<Self> {
-        let stdout = io::stdout();
-        Ok(Destination {
-            terminal: stdout.is_terminal(),
-            file: File::from(stdout.as_fd().try_clone_to_owned()?),
-            name: "standard output".to_owned(),
-        })
-    }
-
-    /// A file, emptied.
-    pub fn create(path: &Path) -> io::Result<Self> {
-        let file = File::create(path)?;
-        Ok(Destination {
-            terminal: file.is_terminal(),
-            file,
-            name: path.display().to_string(),
-        })
-    }
 }
 
 /// Opens what the options ask for. A file gets NDJSON; standard output gets the summary on a
@@ -163,7 +134,7 @@ mod tests {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            if ["mod", "units"].contains(&name.as_str()) {
+            if ["destination", "mod", "units"].contains(&name.as_str()) {
                 continue;
             }
             assert!(

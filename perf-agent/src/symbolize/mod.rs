@@ -52,14 +52,23 @@ impl Stacks {
     /// Names a stack's frames. `pid` 0 is a kernel stack, from which the scheduler's own frames
     /// (and the tracer's above them) are taken off.
     pub fn name(&mut self, id: u64, pid: u32, addresses: &[u64]) -> StackFact {
+        // A frame-pointer walk may end in a word of zero.
+        let end = addresses
+            .iter()
+            .position(|a| *a == 0)
+            .unwrap_or(addresses.len());
+        let addresses = &addresses[..end];
         // A return address points behind the call: the byte before it is inside.
         let looked_up: Vec<u64> = addresses
             .iter()
             .enumerate()
             .map(|(i, a)| if i == 0 { *a } else { a.saturating_sub(1) })
             .collect();
-        let missing: Vec<u64> =
-            looked_up.iter().copied().filter(|a| !self.frames.contains_key(&(pid, *a))).collect();
+        let missing: Vec<u64> = looked_up
+            .iter()
+            .copied()
+            .filter(|a| !self.frames.contains_key(&(pid, *a)))
+            .collect();
         if !missing.is_empty() {
             self.look_up(pid, &missing);
         }
@@ -107,7 +116,9 @@ impl Stacks {
     /// A frame without a symbol: module and offset, never a guess.
     fn unnamed(&mut self, pid: u32, address: u64) -> FrameFact {
         let place = |mappings: &[Mapping]| {
-            let m = mappings.iter().find(|m| (m.start..m.end).contains(&address))?;
+            let m = mappings
+                .iter()
+                .find(|m| (m.start..m.end).contains(&address))?;
             let file = m.name.rsplit('/').next().filter(|f| !f.is_empty())?;
             Some(FrameFact {
                 name: format!("{file}+{:#x}", address - m.start + m.offset),
@@ -134,7 +145,10 @@ fn named(result: &Symbolized<'_>) -> Option<FrameFact> {
     let symbol = result.as_sym()?;
     Some(FrameFact {
         name: symbol.name.to_string(),
-        module: symbol.module.as_ref().map(|m| m.to_string_lossy().into_owned()),
+        module: symbol
+            .module
+            .as_ref()
+            .map(|m| m.to_string_lossy().into_owned()),
         source: symbol.code_info.as_ref().map(|c| match c.line {
             Some(line) => format!("{}:{line}", c.to_path().display()),
             None => c.to_path().display().to_string(),
@@ -189,27 +203,52 @@ mod tests {
         let frame = &stack.frames[0];
         assert!(frame.name.contains("known_function"), "{frame:?}");
         assert!(frame.symbolized);
-        assert!(frame.source.as_deref().is_some_and(|s| s.contains("mod.rs:")), "{frame:?}");
+        assert!(
+            frame
+                .source
+                .as_deref()
+                .is_some_and(|s| s.contains("mod.rs:")),
+            "{frame:?}"
+        );
     }
 
     #[test]
     fn an_address_without_a_symbol_is_a_module_and_an_offset() {
-        let maps = "1000-2000 r-xp 00004000 fe:00 77   /usr/bin/thing\n3000-4000 rw-p 00000000 00:00 0\n";
+        let maps =
+            "1000-2000 r-xp 00004000 fe:00 77   /usr/bin/thing\n3000-4000 rw-p 00000000 00:00 0\n";
         assert_eq!(
             mappings(maps),
-            [Mapping { start: 0x1000, end: 0x2000, offset: 0x4000, name: "/usr/bin/thing".into() }]
+            [Mapping {
+                start: 0x1000,
+                end: 0x2000,
+                offset: 0x4000,
+                name: "/usr/bin/thing".into()
+            }]
         );
         let mut stacks = Stacks::default();
         stacks.maps.insert(7, mappings(maps));
         let frame = stacks.unnamed(7, 0x1010);
-        assert_eq!((frame.name.as_str(), frame.symbolized), ("thing+0x4010", false));
+        assert_eq!(
+            (frame.name.as_str(), frame.symbolized),
+            ("thing+0x4010", false)
+        );
     }
 
     #[test]
     fn the_schedulers_frames_are_taken_off() {
-        let frame = |name: &str| FrameFact { name: name.into(), ..FrameFact::default() };
-        let mut frames =
-            ["bpf_prog_1", "__schedule", "schedule", "futex_wait", "do_syscall_64"].map(frame).to_vec();
+        let frame = |name: &str| FrameFact {
+            name: name.into(),
+            ..FrameFact::default()
+        };
+        let mut frames = [
+            "bpf_prog_1",
+            "__schedule",
+            "schedule",
+            "futex_wait",
+            "do_syscall_64",
+        ]
+        .map(frame)
+        .to_vec();
         strip_scheduler(&mut frames);
         assert_eq!(frames, ["futex_wait", "do_syscall_64"].map(frame));
     }

@@ -1,0 +1,161 @@
+//! What each subcommand does.
+
+use std::{
+    fs::File,
+    io::{BufWriter, Write as _},
+    process::Command as Process,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    aggregate::Pipeline,
+    cli::{
+        Collect, Command, DemoArgs, Format, OutputOptions, RecordArgs, ReplayArgs, Sizes, Switch,
+        SyscallMode, TraceArgs,
+    },
+    detect::Detector,
+    doctor,
+    kernel::{Kernel, LoadOptions},
+    replay, schema, sink,
+    target::Target,
+    trace::{self, Lines, Recording},
+};
+
+/// Runs a subcommand.
+///
+/// # Errors
+/// What the user is to be told, the cause last.
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Trace(args) => trace(&args),
+        Command::Record(args) => record(&args),
+        Command::Replay(args) => replay(args),
+        Command::Doctor(args) => doctor::run(args.json),
+        Command::Demo(args) => demo(&args),
+        Command::Schema => print(schema::SCHEMA),
+        Command::Verify => verify(),
+        Command::DemoWorkload(args) => crate::demo::run_workload(args.seconds),
+    }
+}
+
+/// An error and its causes on one line: a verifier's log has thousands, and is kept for `-v`.
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for (i, cause) in error.chain().enumerate() {
+        let full = cause.to_string();
+        let (line, rest) = full.split_once('\n').unwrap_or((&full, ""));
+        // Causes of aya repeat what they wrap.
+        if text.contains(line) {
+            continue;
+        }
+        if i > 0 {
+            text.push_str(": ");
+        }
+        text.push_str(line);
+        if !rest.is_empty() {
+            tracing::debug!("{full}");
+        }
+    }
+    text
+}
+
+fn lines(output: &OutputOptions, delegates: Vec<(String, String)>) -> Result<Lines> {
+    Ok(Lines {
+        pipeline: Pipeline::new(Detector::with_delegates(delegates)),
+        sink: sink::open(output)?,
+    })
+}
+
+fn trace(args: &TraceArgs) -> Result<()> {
+    let target = Target::new(&args.target)?;
+    // What can be refused is refused before a file is made or emptied.
+    crate::kernel::host::check_privilege()?;
+    let mut lines = lines(&args.output, args.delegates.delegates.clone())?;
+    trace::run(target, &args.collect, &mut lines)
+}
+
+fn record(args: &RecordArgs) -> Result<()> {
+    let target = Target::new(&args.target)?;
+    crate::kernel::host::check_privilege()?;
+    let name = args.file.display();
+    let file = File::create(&args.file).with_context(|| format!("cannot write to {name}"))?;
+    let mut recording =
+        Recording::new(BufWriter::new(file)).with_context(|| format!("writing {name}"))?;
+    trace::run(target, &args.collect, &mut recording)
+}
+
+fn replay(args: ReplayArgs) -> Result<()> {
+    // Checked before the output file is emptied: it may be asked to replay a file onto itself.
+    if args.output.output.as_deref() == Some(args.file.as_path()) {
+        bail!(
+            "{} is both the recording and the output",
+            args.file.display()
+        );
+    }
+    File::open(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
+    replay::run(&args.file, lines(&args.output, args.delegates.delegates)?)
+}
+
+/// Traces a workload of its own, as any other process.
+fn demo(args: &DemoArgs) -> Result<()> {
+    crate::kernel::host::check_privilege()?;
+    // Some seconds more than the trace, so that the trace and not the workload ends it.
+    let seconds = args.duration.as_secs() + 5;
+    let program = std::env::current_exe().context("finding this program")?;
+    let mut workload = Process::new(program)
+        .args(["demo-workload", "--seconds", &seconds.to_string()])
+        .spawn()
+        .context("starting the workload")?;
+    eprintln!(
+        "tracing a workload of its own (pid {}) for {} s; NDJSON goes to {}",
+        workload.id(),
+        args.duration.as_secs_f64(),
+        args.output.display()
+    );
+    let result = trace_demo(args, workload.id());
+    let _ = workload.kill();
+    let _ = workload.wait();
+    result
+}
+
+fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
+    let output = OutputOptions {
+        format: Format::Summary,
+        output: Some(args.output.clone()),
+    };
+    let collect = Collect {
+        duration: Some(args.duration),
+        interval: std::time::Duration::from_secs(1),
+        no_children: false,
+        syscalls: SyscallMode::Sampled,
+        stacks: Switch::On,
+        sizes: Sizes {
+            ring_bytes: None,
+            max_threads: None,
+            max_sites: None,
+        },
+    };
+    let mut lines = lines(&output, Vec::new())?;
+    trace::run(Target::Pids(vec![pid]), &collect, &mut lines)
+}
+
+/// Loads every program; prints what the verifier counted.
+fn verify() -> Result<()> {
+    let kernel = Kernel::load(&LoadOptions::default())?;
+    let mut text = String::new();
+    for (name, instructions) in kernel.verified()? {
+        let count =
+            instructions.map_or_else(|| "not told before 5.16".to_owned(), |n| n.to_string());
+        text.push_str(&format!("{name:24} {count:>10}\n"));
+    }
+    print(&text)
+}
+
+/// Prints text; a reader that left is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if !sink::reader_gone(&e) => Err(e).context("writing the output"),
+        _ => Ok(()),
+    }
+}

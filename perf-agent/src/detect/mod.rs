@@ -1,0 +1,332 @@
+//! Bottlenecks: rules over one window of one process, pure functions of the report.
+//!
+//! A rule is one file here and one line in [`RULES`]. It proposes [`Candidate`]s; what is the same
+//! for all of them happens here: the floor of 1 % of wall time, the impact, the stable id, the
+//! order, and what became of findings from window to window.
+
+mod cpu_bound;
+mod disk_wait;
+mod error_storm;
+mod lock_contention;
+mod network_wait;
+mod page_faults;
+mod run_queue;
+mod sleep_poll;
+mod syscall_storm;
+mod view;
+
+use std::collections::BTreeMap;
+
+use crate::model::{Evidence, Finding, Level, Site, State, WindowReport};
+use view::View;
+
+/// A rule: looks at one process in one window.
+pub struct Rule {
+    /// The finding's `category`.
+    pub name: &'static str,
+    find: fn(&View) -> Vec<Candidate>,
+}
+
+/// Every rule.
+pub const RULES: &[Rule] = &[
+    Rule {
+        name: "cpu_bound",
+        find: cpu_bound::find,
+    },
+    Rule {
+        name: "run_queue",
+        find: run_queue::find,
+    },
+    Rule {
+        name: "lock_contention",
+        find: lock_contention::find,
+    },
+    Rule {
+        name: "disk_wait",
+        find: disk_wait::find,
+    },
+    Rule {
+        name: "page_faults",
+        find: page_faults::find,
+    },
+    Rule {
+        name: "network_wait",
+        find: network_wait::find,
+    },
+    Rule {
+        name: "syscall_storm",
+        find: syscall_storm::find,
+    },
+    Rule {
+        name: "error_storm",
+        find: error_storm::find,
+    },
+    Rule {
+        name: "sleep_poll",
+        find: sleep_poll::find,
+    },
+];
+
+/// Who acts on a finding by default.
+pub const PERFORMANCE_ENGINEER: &str = "performance-engineer";
+pub const DATABASE_SPECIALIST: &str = "database-specialist";
+
+/// Windows shorter than this are not judged: a burst in the last few milliseconds of a trace would
+/// read as a saturated process.
+const MIN_WINDOW_NS: u64 = 50_000_000;
+/// Windows a finding may be missing before it counts as resolved; a bottleneck near the floor
+/// comes and goes.
+const RESOLVED_AFTER: u32 = 3;
+/// Stacks shown with a finding.
+const MAX_STACKS: usize = 3;
+
+/// What a rule proposes.
+struct Candidate {
+    area: &'static str,
+    delegate: &'static str,
+    /// What the id is made of besides category and program: the part of the subject that is the
+    /// same in the next run (a function, not an address).
+    key: String,
+    subject: String,
+    title: String,
+    /// Upper bound of the thread time in the window that a fix saves.
+    bound_ns: u64,
+    /// Share of the time of the thread it hits most (see [`View::share_of`]): what the impact
+    /// comes from.
+    share: f64,
+    /// The impact is at most this, where the rule knows why it cannot matter more.
+    impact_cap: Level,
+    effort: Level,
+    confidence: f64,
+    evidence: Vec<Evidence>,
+    recommendations: Vec<String>,
+    stacks: Vec<Site>,
+}
+
+impl Candidate {
+    /// The defaults of most rules: the system, the performance engineer, medium effort.
+    fn new(key: impl Into<String>, bound_ns: u64, share: f64) -> Self {
+        let key = key.into();
+        Candidate {
+            area: "system_bottleneck",
+            delegate: PERFORMANCE_ENGINEER,
+            subject: key.clone(),
+            key,
+            title: String::new(),
+            bound_ns,
+            share,
+            impact_cap: Level::High,
+            effort: Level::Medium,
+            confidence: 0.5,
+            evidence: Vec::new(),
+            recommendations: Vec::new(),
+            stacks: Vec::new(),
+        }
+    }
+}
+
+/// A figure of evidence.
+fn evidence(name: &str, value: f64, unit: &str, samples: u64) -> Evidence {
+    Evidence {
+        name: name.to_owned(),
+        value: if value.is_finite() { value } else { 0.0 },
+        unit: unit.to_owned(),
+        samples,
+    }
+}
+
+/// The largest sites, copied into a finding.
+fn top_stacks<'a>(sites: impl IntoIterator<Item = &'a Site>) -> Vec<Site> {
+    let mut sites: Vec<&Site> = sites.into_iter().collect();
+    sites.sort_by_key(|b| std::cmp::Reverse(b.sum_ns));
+    sites.into_iter().take(MAX_STACKS).cloned().collect()
+}
+
+/// How much a finding matters.
+///
+/// High: a thread spends 40 % or more of its time so, or the process loses a whole core and a
+/// quarter of its thread time. Medium: 15 %, or a core and a tenth. Both only above 5 % (high: 10 %)
+/// of wall time, so that one short-lived thread does not raise an alarm. Everything else that
+/// passes the floor is low: a healthy server waits a little for all kinds of things.
+fn impact(bound_ns: u64, wall_ns: u64, lifetime_ns: u64, share: f64) -> Level {
+    let of_wall = bound_ns as f64 / wall_ns.max(1) as f64;
+    let of_lifetime = bound_ns as f64 / lifetime_ns.max(1) as f64;
+    if of_wall >= 0.10 && (share >= 0.40 || of_wall >= 1.0 && of_lifetime >= 0.25) {
+        Level::High
+    } else if of_wall >= 0.05 && (share >= 0.15 || of_wall >= 1.0 && of_lifetime >= 0.10) {
+        Level::Medium
+    } else {
+        Level::Low
+    }
+}
+
+/// FNV-1a, 64 bit: the same in every build and on every machine, which the standard hasher is not.
+fn fnv1a(parts: &[&str]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in parts
+        .iter()
+        .flat_map(|part| part.bytes().chain(std::iter::once(0)))
+    {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    hash
+}
+
+/// What a fix is worth: gain × confidence ÷ effort. Findings are ordered by it.
+pub fn score(finding: &Finding) -> f64 {
+    let effort = match finding.effort {
+        Level::Low => 1.0,
+        Level::Medium => 2.0,
+        Level::High => 4.0,
+    };
+    finding.gain_bound_ns_per_s as f64 * finding.confidence / effort
+}
+
+/// A finding of an earlier window.
+struct Known {
+    finding: Finding,
+    absent: u32,
+}
+
+/// Applies the rules, window by window.
+#[derive(Default)]
+pub struct Detector {
+    delegates: BTreeMap<String, String>,
+    known: BTreeMap<(u32, String), Known>,
+}
+
+impl Detector {
+    pub fn new() -> Self {
+        Detector::default()
+    }
+
+    /// Findings for a delegate go to somebody else, by name.
+    pub fn with_delegates(delegates: impl IntoIterator<Item = (String, String)>) -> Self {
+        Detector {
+            delegates: delegates.into_iter().collect(),
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// The findings of a window, those worth most first, then the resolved ones.
+    pub fn window(&mut self, report: &WindowReport) -> Vec<Finding> {
+        if report.coverage.window.length_ns() < MIN_WINDOW_NS {
+            return Vec::new();
+        }
+        let mut findings = BTreeMap::new();
+        for process in &report.processes {
+            let view = View::new(process);
+            for rule in RULES {
+                for candidate in (rule.find)(&view) {
+                    self.keep(rule, &view, candidate, &mut findings);
+                }
+            }
+        }
+        let resolved = self.age(report, &findings);
+        let mut findings: Vec<Finding> = findings.into_values().collect();
+        findings.sort_by(|a, b| score(b).total_cmp(&score(a)));
+        findings.extend(resolved);
+        findings
+    }
+
+    /// Turns a candidate above the floor into a finding. Of two with one id the larger stays.
+    fn keep(
+        &self,
+        rule: &Rule,
+        view: &View,
+        candidate: Candidate,
+        findings: &mut BTreeMap<(u32, String), Finding>,
+    ) {
+        let wall_ns = view.wall_ns();
+        if wall_ns == 0 || candidate.bound_ns < wall_ns / 100 {
+            return;
+        }
+        let who = view.who().clone();
+        let hash = fnv1a(&[rule.name, &who.comm, &candidate.key]);
+        let key = (who.pid, format!("{hash:016x}"));
+        let bound = view.per_s(candidate.bound_ns);
+        if findings
+            .get(&key)
+            .is_some_and(|other| other.gain_bound_ns_per_s >= bound)
+        {
+            return;
+        }
+        let finding = Finding {
+            stamp: view.ledger.stamp.clone(),
+            window: view.ledger.window,
+            id: key.1.clone(),
+            category: rule.name.to_owned(),
+            area: candidate.area.to_owned(),
+            impact: impact(
+                candidate.bound_ns,
+                wall_ns,
+                view.lifetime_ns(),
+                candidate.share,
+            )
+            .min(candidate.impact_cap),
+            effort: candidate.effort,
+            confidence: (candidate.confidence * 100.0).round().clamp(0.0, 100.0) / 100.0,
+            delegate_to: self
+                .delegates
+                .get(candidate.delegate)
+                .map_or(candidate.delegate, String::as_str)
+                .to_owned(),
+            subject: candidate.subject,
+            title: candidate.title,
+            evidence: candidate.evidence,
+            gain_bound_ns_per_s: bound,
+            recommendations: candidate.recommendations,
+            state: match self.known.contains_key(&key) {
+                true => State::Ongoing,
+                false => State::New,
+            },
+            stacks: candidate.stacks,
+            who,
+        };
+        findings.insert(key, finding);
+    }
+
+    /// Remembers this window's findings and returns those that have been gone long enough.
+    fn age(
+        &mut self,
+        report: &WindowReport,
+        findings: &BTreeMap<(u32, String), Finding>,
+    ) -> Vec<Finding> {
+        let mut resolved = Vec::new();
+        self.known.retain(|key, known| {
+            if findings.contains_key(key) {
+                return true;
+            }
+            known.absent += 1;
+            if known.absent < RESOLVED_AFTER {
+                return true;
+            }
+            let mut finding = known.finding.clone();
+            finding.stamp = report.coverage.stamp.clone();
+            finding.window = report.coverage.window;
+            finding.state = State::Resolved;
+            // Lines speak of their own window, and in this one there is nothing to gain.
+            finding.gain_bound_ns_per_s = 0;
+            let windows = u64::from(RESOLVED_AFTER);
+            finding.evidence = vec![evidence(
+                "windows_without_it",
+                windows as f64,
+                "count",
+                windows,
+            )];
+            finding.stacks.clear();
+            resolved.push(finding);
+            false
+        });
+        for (key, finding) in findings {
+            // The stacks are large, and a resolved finding has none.
+            let mut finding = finding.clone();
+            finding.stacks.clear();
+            self.known.insert(key.clone(), Known { finding, absent: 0 });
+        }
+        resolved
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! Page faults: threads asleep until a page is read back, and CPU time spent on mapping fresh ones.
+
+use super::view::{View, class, cpu, mean, ratio};
+use super::{Candidate, evidence, top_stacks};
+use crate::model::Level;
+use crate::sink::units;
+
+/// Most that a minor fault costs: entry, zeroing or copying a page, mapping it. 0.5 to 1 µs on
+/// bare hardware, up to twice that under virtualization. Only used as a bound, and never more than
+/// the kernel CPU time there was.
+const MINOR_FAULT_NS: u64 = 2_000;
+
+pub fn find(view: &View) -> Vec<Candidate> {
+    let faults = &view.ledger.faults;
+    let blocked_ns = view.class("fault");
+    let cpu_ns = (faults.minor * MINOR_FAULT_NS).min(view.class("cpu.kernel"));
+    let bound_ns = blocked_ns + cpu_ns;
+    if bound_ns == 0 {
+        return Vec::new();
+    }
+    let blocked_share = ratio(blocked_ns, bound_ns);
+    let cpu_share = view.share_of(cpu) * ratio(cpu_ns, view.cpu_ns());
+    let share = view.share_of(|classes| class(classes, "fault")) + cpu_share;
+    let stalls = blocked_share >= 0.5;
+    let key = if stalls { "stall" } else { "minor" };
+    let mut found = Candidate::new(key, bound_ns, share);
+    // Time asleep is measured, the CPU time is an estimate.
+    found.confidence = 0.85 * blocked_share + 0.5 * (1.0 - blocked_share);
+    let (minor, major) = (view.per_s(faults.minor), view.per_s(faults.major));
+    if stalls {
+        found.subject = "page-fault stalls".to_owned();
+        found.title = format!(
+            "Threads sleep {} in page faults ({} major faults a second)",
+            units::duration_per_s(view.per_s(blocked_ns)),
+            units::count(major),
+        );
+        found.recommendations = lines(&[
+            "Check for memory pressure: swap use, the cgroup's memory.high and memory.max, other \
+             programs that take the page cache",
+            "Read or map the data ahead of need (MAP_POPULATE, madvise WILLNEED), or pin it (mlock)",
+            "Replace mmap by reads of its own where latency matters",
+        ]);
+    } else {
+        found.subject = "minor page faults".to_owned();
+        found.impact_cap = view.cpu_impact_cap().min(Level::Medium);
+        found.title = format!(
+            "Takes {} minor page faults a second: memory is mapped afresh over and over",
+            units::count(minor),
+        );
+        found.recommendations = lines(&[
+            "Reuse buffers instead of allocating and freeing large ones",
+            "Let the allocator keep freed memory (glibc: MALLOC_TRIM_THRESHOLD_, \
+             MALLOC_MMAP_THRESHOLD_; jemalloc: dirty_decay_ms)",
+            "Use huge pages for large heaps (madvise HUGEPAGE)",
+        ]);
+    }
+    let waits = view.latency("fault").copied().unwrap_or_default();
+    found.evidence = vec![
+        evidence("major_faults", major as f64, "1/s", faults.major),
+        evidence("minor_faults", minor as f64, "1/s", faults.minor),
+        evidence("asleep", view.per_s(blocked_ns) as f64, "ns/s", waits.count),
+        evidence(
+            "mean_sleep",
+            mean(waits.sum_ns, waits.count) as f64,
+            "ns",
+            waits.count,
+        ),
+        evidence("cpu_bound", view.per_s(cpu_ns) as f64, "ns/s", faults.minor),
+    ];
+    found.stacks = top_stacks(view.sites(|class| class == "fault"));
+    vec![found]
+}
+
+fn lines(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|text| (*text).to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{latency, report, thread};
+    use crate::model::{Faults, Latency};
+
+    #[test]
+    fn sleeping_in_major_faults_is_the_bound() {
+        let times = [("cpu.user", 500_000_000), ("fault", 500_000_000)];
+        let mut report = report("app", vec![thread(1, &times)]);
+        report.ledger.faults = Faults {
+            minor: 0,
+            major: 250,
+            blocked_ns: 500_000_000,
+        };
+        let waits = Latency {
+            sum_ns: 500_000_000,
+            ..latency(250)
+        };
+        report.ledger.process.latency.insert("fault".into(), waits);
+        let found = find(&View::new(&report));
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].bound_ns, 500_000_000);
+        assert_eq!(found[0].share, 0.5);
+        assert_eq!(found[0].confidence, 0.85);
+        assert_eq!(
+            found[0].title,
+            "Threads sleep 500 ms/s in page faults (250 major faults a second)"
+        );
+        assert_eq!(found[0].evidence[3].value, 2e6);
+    }
+
+    #[test]
+    fn minor_faults_are_bound_by_what_they_can_cost_and_by_the_kernel_time_there_was() {
+        let times = [("cpu.user", 700_000_000), ("cpu.kernel", 300_000_000)];
+        let mut report = report("app", vec![thread(1, &times)]);
+        report.ledger.faults.minor = 100_000;
+        assert_eq!(find(&View::new(&report))[0].bound_ns, 200_000_000);
+        report.ledger.faults.minor = 1_000_000;
+        let found = find(&View::new(&report));
+        assert_eq!(found[0].bound_ns, 300_000_000);
+        assert_eq!(found[0].confidence, 0.5);
+        assert_eq!(found[0].impact_cap, Level::Medium);
+    }
+
+    #[test]
+    fn a_process_without_faults_gives_nothing() {
+        let report = report("app", vec![thread(1, &[("cpu.kernel", 1_000_000_000)])]);
+        assert!(find(&View::new(&report)).is_empty());
+    }
+}
