@@ -183,9 +183,10 @@ pub fn booked(lines: &[Value]) -> Result<BTreeMap<u64, Booked>> {
 /// Names the first place that does not add up.
 pub fn closes(line: &Value) -> Result<()> {
     let window = number(line, "/window/end_ns")? - number(line, "/window/start_ns")?;
-    let mut of_threads = 0;
+    let (mut of_threads, mut residuals) = (0, 0);
     for t in line["threads"].as_array().context("no threads")? {
         adds_up(t, &format!("thread {}", t["tid"]))?;
+        residuals += number(t, "/residual_ns")?;
         let lifetime = number(t, "/lifetime_ns")?;
         if lifetime > window {
             bail!(
@@ -196,26 +197,43 @@ pub fn closes(line: &Value) -> Result<()> {
         of_threads += lifetime;
     }
     let process = &line["process"];
-    adds_up(process, &format!("process {}", line["pid"]))?;
+    let pid = &line["pid"];
+    adds_up_within(process, &format!("process {pid}"))?;
     let lifetime = number(process, "/lifetime_ns")?;
     if lifetime != of_threads {
-        bail!(
-            "process {} lives {lifetime} ns, its threads {of_threads} ns",
-            line["pid"]
-        );
+        bail!("process {pid} lives {lifetime} ns, its threads {of_threads} ns");
+    }
+    if number(process, "/residual_ns")? != residuals {
+        bail!("the threads of process {pid} leave {residuals} ns: {process}");
     }
     if process["short_lived"].is_object() {
-        adds_up(&process["short_lived"], "short-lived processes")?;
+        adds_up_within(&process["short_lived"], "short-lived processes")?;
     }
     Ok(())
 }
 
+/// For a sum of several: residuals are added without their sign.
+fn adds_up_within(ledger: &Value, who: &str) -> Result<()> {
+    let (lifetime, sum, residual) = figures(ledger)?;
+    if lifetime.abs_diff(sum) > residual {
+        bail!("{who}: {sum} in classes, {lifetime} of life, residual {residual}: {ledger}");
+    }
+    Ok(())
+}
+
+/// Lifetime, sum of classes, residual.
+fn figures(ledger: &Value) -> Result<(u64, u64, u64)> {
+    Ok((
+        number(ledger, "/lifetime_ns")?,
+        classes(ledger)?.values().sum(),
+        number(ledger, "/residual_ns")?,
+    ))
+}
+
 fn adds_up(ledger: &Value, who: &str) -> Result<()> {
-    let lifetime = number(ledger, "/lifetime_ns")?;
-    let residual = number(ledger, "/residual_ns")?;
-    let sum: u64 = classes(ledger)?.values().sum();
-    if sum + residual != lifetime {
-        bail!("{who}: classes {sum} + residual {residual} is not lifetime {lifetime}: {ledger}");
+    let (lifetime, sum, residual) = figures(ledger)?;
+    if lifetime.abs_diff(sum) != residual {
+        bail!("{who}: {sum} in classes, {lifetime} of life, residual {residual}: {ledger}");
     }
     Ok(())
 }
@@ -370,6 +388,8 @@ mod tests {
         let mut line = line(thread(510_000_000, 500_000_000, 0));
         line["process"]["lifetime_ns"] = json!(520_000_000);
         line["process"]["residual_ns"] = json!(10_000_000);
+        assert!(closes(&line).is_err());
+        line["process"]["lifetime_ns"] = json!(510_000_000);
         assert!(closes(&line).is_err());
     }
 

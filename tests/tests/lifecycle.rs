@@ -1,13 +1,13 @@
 //! Processes that fork, exec and end while they are traced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use perf_agent_tests::agent::{self, Agent, Run};
 use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
 
-/// Time asleep by process and name.
+/// Time asleep by process and name, in lines of its own.
 fn slept(run: &Run) -> BTreeMap<(u64, String), u64> {
     let mut slept = BTreeMap::new();
     for line in run.of_type("ledger") {
@@ -20,46 +20,50 @@ fn slept(run: &Run) -> BTreeMap<(u64, String), u64> {
     slept
 }
 
-fn sleepers(run: &Run) -> Vec<u64> {
-    let slept = slept(run);
-    let mut times: Vec<u64> = slept
-        .iter()
-        .filter(|((_, comm), _)| comm == "sleep")
-        .map(|(_, ns)| *ns)
-        .collect();
-    times.sort_unstable();
-    times
-}
-
-const SHELL: [&str; 4] = ["--", "sh", "-c", "sleep 1.3 & exec sleep 1.6"];
+/// The shell becomes a `sleep` itself; its child is another, and lives long enough for lines of its
+/// own from its second second on.
+const SHELL: [&str; 4] = ["--", "sh", "-c", "sleep 2.5 & exec sleep 2.8"];
+const CHILD_SLEEPS: u64 = 2_500_000_000;
+const SHELL_SLEEPS: u64 = 2_800_000_000;
 
 #[test]
 fn a_child_is_followed_and_exec_renames_the_target() {
     let _alone = alone();
     let run = agent::run(["trace"].into_iter().chain(SHELL), PATIENCE);
     run.ended_well("target_exit").lost_nothing();
-    let times = sleepers(&run);
-    assert_eq!(times.len(), 2, "{:?}", slept(&run));
-    for (time, expected) in times.iter().zip([1_300_000_000u64, 1_600_000_000]) {
-        assert!(time.abs_diff(expected) < 30_000_000, "{:?}", slept(&run));
-    }
+    let slept = slept(&run);
+    let pids: BTreeSet<u64> = slept.keys().map(|(pid, _)| *pid).collect();
+    assert_eq!(pids.len(), 2, "{slept:?}");
+    let own: Vec<u64> = slept
+        .values()
+        .copied()
+        .filter(|ns| *ns > 1_000_000_000)
+        .collect();
+    assert_eq!(own.len(), 2, "{slept:?}");
+    assert!(slept.keys().any(|(_, comm)| comm == "sleep"), "{slept:?}");
+    let last = run.of_type("ledger").last().unwrap();
+    assert_eq!(last["comm"], "sleep", "{last}");
+    let young = run.sum("ledger", "/process/short_lived/classes/timer");
+    let all = slept.values().sum::<u64>() + young;
+    let expected = CHILD_SLEEPS + SHELL_SLEEPS;
+    assert!(
+        all.abs_diff(expected) < 60_000_000,
+        "{all}: {slept:?}, {young}"
+    );
 }
 
 #[test]
 fn a_child_is_left_alone_when_asked() {
     let _alone = alone();
-    let run = agent::run(
-        ["trace", "--no-children"].into_iter().chain(SHELL),
-        PATIENCE,
-    );
+    let arguments = ["trace", "--no-children"].into_iter().chain(SHELL);
+    let run = agent::run(arguments, PATIENCE);
     run.ended_well("target_exit").lost_nothing();
-    let times = sleepers(&run);
-    assert_eq!(times.len(), 1, "{:?}", slept(&run));
-    assert!(
-        times[0].abs_diff(1_600_000_000) < 30_000_000,
-        "{:?}",
-        slept(&run)
-    );
+    let slept = slept(&run);
+    let young = run.sum("ledger", "/process/short_lived/processes");
+    let pids: BTreeSet<u64> = slept.keys().map(|(pid, _)| *pid).collect();
+    assert_eq!((pids.len(), young), (1, 0), "{slept:?}");
+    let all: u64 = slept.values().sum();
+    assert!(all.abs_diff(SHELL_SLEEPS) < 30_000_000, "{slept:?}");
 }
 
 #[test]
