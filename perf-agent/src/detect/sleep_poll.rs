@@ -83,9 +83,10 @@ fn sleeps_between_work(view: &View) -> Option<Candidate> {
     let share = threads.iter().map(|t| sleeps(t)).fold(0.0, f64::max);
     let busiest = threads.iter().map(|t| works(t)).fold(0.0, f64::max);
     let mut found = Candidate::new("", bound_ns, share);
-    // Whether anything waited for the sleeper is not known; the more it works between, the likelier.
-    found.confidence = if short { 0.6 } else { 0.4 };
-    found.effort = Level::Low;
+    // Whether anything waited for the sleeper is not known, and pacing is often meant: a wait whose
+    // cause is known comes first at the same bound.
+    found.confidence = if short { 0.3 } else { 0.2 };
+    found.effort = Level::Medium;
     found.impact_cap = match busiest {
         b if b >= WORKS_LONG => Level::Medium,
         _ => Level::Low,
@@ -249,7 +250,7 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].bound_ns, 700_000_000);
         assert_eq!(found[0].subject, "sleep between work in `wait_for_job`");
-        assert_eq!(found[0].confidence, 0.6);
+        assert_eq!(found[0].confidence, 0.3);
         assert_eq!(
             found[0].title,
             "Threads sleep 700 ms/s between pieces of work: 700 sleeps a second, 1.00 ms each"
@@ -307,6 +308,6 @@ mod tests {
         let dominated = sleeping(400_000_000, 6, 100_000_000);
         let found = find(&View::new(&dominated));
         assert_eq!(found[0].bound_ns, 600_000_000);
-        assert_eq!(found[0].confidence, 0.4);
+        assert_eq!(found[0].confidence, 0.2);
     }
 }

@@ -92,24 +92,40 @@ impl Stacks {
         if self.frames.len() + addresses.len() > MAX_CACHED {
             self.frames.clear();
         }
-        let process;
-        let source = if pid == 0 {
-            &self.kernel
+        let mut found = if pid == 0 {
+            self.ask(&self.kernel, addresses)
         } else {
-            process = Source::Process(Process::new(Pid::from(pid)));
-            &process
+            self.ask(&Source::Process(Process::new(Pid::from(pid))), addresses)
         };
-        let found: Vec<Option<FrameFact>> =
-            match self.symbolizer.symbolize(source, Input::AbsAddr(addresses)) {
-                Ok(results) => results.iter().map(named).collect(),
-                Err(e) => {
-                    tracing::debug!(pid, "symbolizing: {e}");
-                    vec![None; addresses.len()]
-                }
-            };
+        let left: Vec<u64> = addresses
+            .iter()
+            .zip(&found)
+            .filter(|(_, f)| f.is_none())
+            .map(|(a, _)| *a)
+            .collect();
+        if pid != 0 && !left.is_empty() {
+            // Debug information covers a part of most programs (their own code and not their
+            // libraries'); where it has nothing the symbol table may.
+            let mut process = Process::new(Pid::from(pid));
+            process.debug_syms = false;
+            let mut again = self.ask(&Source::Process(process), &left).into_iter();
+            for frame in found.iter_mut().filter(|f| f.is_none()) {
+                *frame = again.next().flatten();
+            }
+        }
         for (address, frame) in addresses.iter().zip(found) {
             let frame = frame.unwrap_or_else(|| self.unnamed(pid, *address));
             self.frames.insert((pid, *address), frame);
+        }
+    }
+
+    fn ask(&self, source: &Source<'_>, addresses: &[u64]) -> Vec<Option<FrameFact>> {
+        match self.symbolizer.symbolize(source, Input::AbsAddr(addresses)) {
+            Ok(results) => results.iter().map(named).collect(),
+            Err(e) => {
+                tracing::debug!("symbolizing {source:?}: {e}");
+                vec![None; addresses.len()]
+            }
         }
     }
 

@@ -122,7 +122,14 @@ pub fn walk(ctx: *mut c_void, tgid: u32, slot: Slot) -> u64 {
     let Some(scratch) = SCRATCH.get_ptr_mut(slot as u32) else {
         return 0;
     };
-    let flags = if tgid == 0 { 0 } else { USER_STACK };
+    // The first two frames of a tracepoint program's kernel stack are the program and its caller
+    // `bpf_trace_runN`, which calls from another place while run-time statistics are on: two walks
+    // of one stack would differ in them.
+    let flags = match (tgid, slot) {
+        (0, Slot::Scheduler) => 2,
+        (0, Slot::CpuClock) => 0,
+        _ => USER_STACK,
+    };
     // SAFETY: the buffer is MAX_FRAMES words of the scratch.
     let bytes = unsafe {
         bpf_get_stack(

@@ -227,9 +227,11 @@ fn detail(detail: &Detail) -> String {
     }
 }
 
-/// `inner ← caller ← …`, of the user stack, else of the kernel's.
+/// `inner ← caller ← …`, of the user stack; of the kernel's where there is none, and where the time
+/// was spent in the kernel.
 fn stack(site: &Site) -> Option<String> {
-    let frames = match site.user_stack.is_empty() {
+    let in_kernel = site.class == "cpu.kernel" && !site.kernel_stack.is_empty();
+    let frames = match site.user_stack.is_empty() || in_kernel {
         true => &site.kernel_stack,
         false => &site.user_stack,
     };
