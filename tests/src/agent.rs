@@ -258,10 +258,15 @@ impl Agent {
                 }
             }
         };
-        for reader in self.readers.drain(..) {
-            reader
-                .join()
-                .unwrap_or_else(|_| panic!("a reader panicked"));
+        // Not joined blindly: something the agent left behind could keep its output open.
+        while self.readers.iter().any(|reader| !reader.is_finished()) {
+            assert!(
+                Instant::now() < deadline + PATIENCE,
+                "perf-agent {:?} ended ({status}) and left its output open:\n{}",
+                self.arguments,
+                self.output.lock().errors
+            );
+            thread::sleep(Duration::from_millis(5));
         }
         let state = std::mem::take(&mut *self.output.lock());
         let lines: Vec<Value> = state.lines.iter().map(|line| parse(line)).collect();

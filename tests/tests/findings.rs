@@ -9,10 +9,9 @@ use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
 
-/// Traces a workload in the middle of its work. It goes before what else runs on the machine, so that
-/// its own trouble is the largest.
+/// Traces a workload in the middle of its work.
 fn trace(arguments: &[&str]) -> Run {
-    let mut program = Traced::workload(&[arguments, &["--seconds", "60", "--urgent"]].concat());
+    let mut program = Traced::workload(&[arguments, &["--seconds", "60"]].concat());
     program.go();
     let pid = program.pid().to_string();
     let run = agent::run(["trace", "-p", &pid, "--duration", "3s"], PATIENCE);

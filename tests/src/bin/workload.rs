@@ -1,5 +1,4 @@
-//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--now] [--hold] [--quiet]
-//! [--urgent]`,
+//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--now] [--hold] [--quiet]`,
 //! see `perf_agent_tests::workloads`.
 
 use std::io;
@@ -29,7 +28,6 @@ fn run() -> io::Result<()> {
         )));
     };
     let options = Options::parse(arguments)?;
-    options.apply()?;
     let gate = Gate::new(&options);
     let done = workload(&options, &gate)?;
     gate.close(&done)

@@ -103,7 +103,8 @@ impl Meter {
 }
 
 /// Lets nothing ordinary take the CPU away for what is left of the thread's life, so that its last
-/// reading and its end are the same moment. Needs privilege; without it, they are on an idle machine.
+/// reading and its end are the same moment. Needs privilege; without it, they are so on an idle
+/// machine.
 fn stay_on_the_cpu() {
     let first = libc::sched_param { sched_priority: 1 };
     // SAFETY: `first` is valid; 0 is the calling thread.

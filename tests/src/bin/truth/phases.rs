@@ -49,33 +49,33 @@ pub fn run_all(meter: &mut Meter, directory: &Path) -> io::Result<Vec<Account>> 
     let (path, client_path) = (directory.to_owned(), unix_path.clone());
 
     let jobs: Vec<Job> = vec![
-        start("spin", |_| spin())?,
-        start("kernel", |_| kernel())?,
-        start("sleep", sleep)?,
-        start("tcp-server", move |m| {
+        start(meter, "spin", |_| spin())?,
+        start(meter, "kernel", |_| kernel())?,
+        start(meter, "sleep", sleep)?,
+        start(meter, "tcp-server", move |m| {
             let (stream, _) = m.blocked("idle", || tcp.accept())?;
             serve(m, stream)
         })?,
-        start("tcp", move |m| {
+        start(meter, "tcp", move |m| {
             ask(m, "net.tcp", TcpStream::connect(tcp_address)?)
         })?,
-        start("unix-server", move |m| {
+        start(meter, "unix-server", move |m| {
             let (stream, _) = m.blocked("idle", || unix.accept())?;
             serve(m, stream)
         })?,
-        start("unix", move |m| {
+        start(meter, "unix", move |m| {
             ask(m, "net.unix", UnixStream::connect(client_path)?)
         })?,
-        start("fsync", move |m| fsync(m, &path))?,
-        start("child", child)?,
-        start("spawn", spawn)?,
-        start("condvar", move |m| a.wait(m))?,
-        start("condvar-c", move |m| b.wait_c(m))?,
-        start("notifier", move |m| signals.notify(m))?,
-        start("pipe", move |m| pipe_read(m, pipe_out))?,
-        start("pipe-writer", move |m| pipe_write(m, pipe_in))?,
-        start("epoll", epoll)?,
-        hold_locks()?,
+        start(meter, "fsync", move |m| fsync(m, &path))?,
+        start(meter, "child", child)?,
+        start(meter, "spawn", spawn)?,
+        start(meter, "condvar", move |m| a.wait(m))?,
+        start(meter, "condvar-c", move |m| b.wait_c(m))?,
+        start(meter, "notifier", move |m| signals.notify(m))?,
+        start(meter, "pipe", move |m| pipe_read(m, pipe_out))?,
+        start(meter, "pipe-writer", move |m| pipe_write(m, pipe_in))?,
+        start(meter, "epoll", epoll)?,
+        hold_locks(meter)?,
     ];
     let mut accounts = Vec::new();
     for job in jobs {
@@ -87,23 +87,34 @@ pub fn run_all(meter: &mut Meter, directory: &Path) -> io::Result<Vec<Account>> 
 
 /// A thread of that name with an account of its own.
 fn start(
+    starter: &mut Meter,
     name: &'static str,
     job: impl FnOnce(&mut Meter) -> io::Result<()> + Send + 'static,
 ) -> io::Result<Job> {
-    start_with_others(name, |meter| job(meter).map(|()| Vec::new()))
+    start_with_others(starter, name, |meter| job(meter).map(|()| Vec::new()))
 }
 
 /// As [`start`], for a job that brings the accounts of others too.
+///
+/// Threads are born one after the other, each when the one before has its account open: they would
+/// wait for each other in `mmap` otherwise, before they can measure that.
 fn start_with_others(
+    starter: &mut Meter,
     name: &'static str,
     job: impl FnOnce(&mut Meter) -> io::Result<Vec<Account>> + Send + 'static,
 ) -> io::Result<Job> {
-    thread::Builder::new().name(name.to_owned()).spawn(move || {
-        let mut meter = Meter::new()?;
-        let mut accounts = job(&mut meter)?;
-        accounts.push(meter.finish(name)?);
-        Ok(accounts)
-    })
+    let (tell, born) = mpsc::channel();
+    let thread = thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            let mut meter = Meter::new()?;
+            tell.send(()).map_err(poisoned)?;
+            let mut accounts = job(&mut meter)?;
+            accounts.push(meter.finish(name)?);
+            Ok(accounts)
+        })?;
+    starter.blocked("idle", || born.recv().map_err(poisoned))?;
+    Ok(thread)
 }
 
 /// The end of a thread is waited for in a futex whose word is its id.
@@ -362,8 +373,8 @@ fn epoll(meter: &mut Meter) -> io::Result<()> {
 }
 
 /// The holder takes both locks, then starts those who wait for them.
-fn hold_locks() -> io::Result<Job> {
-    start_with_others("holder", |meter| {
+fn hold_locks(starter: &mut Meter) -> io::Result<Job> {
+    start_with_others(starter, "holder", |meter| {
         let locks = Arc::new((
             Mutex::new(()),
             Pinned(std::cell::UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER)),
@@ -372,15 +383,12 @@ fn hold_locks() -> io::Result<Job> {
         let mutex_c = locks.1.0.get();
         // SAFETY: initialised, in an Arc that outlives both threads.
         unsafe { libc::pthread_mutex_lock(mutex_c) };
-        let (ready, started) = mpsc::channel();
-        let (a, b, ready_c) = (locks.clone(), locks.clone(), ready.clone());
+        let (a, b) = (locks.clone(), locks.clone());
         let waiters = [
-            start("mutex", move |m| {
-                ready.send(()).map_err(poisoned)?;
+            start(meter, "mutex", move |m| {
                 m.blocked("lock", || a.0.lock().map(drop).map_err(poisoned))
             })?,
-            start("mutex-c", move |m| {
-                ready_c.send(()).map_err(poisoned)?;
+            start(meter, "mutex-c", move |m| {
                 m.blocked("lock", || {
                     // SAFETY: as above; unlocked by the thread that locked it.
                     unsafe {
@@ -391,9 +399,6 @@ fn hold_locks() -> io::Result<Job> {
                 })
             })?,
         ];
-        for _ in &waiters {
-            meter.blocked("idle", || started.recv().map_err(poisoned))?;
-        }
         nap(meter, MUTEX_HELD)?;
         drop(guard);
         // SAFETY: locked above, by this thread.
