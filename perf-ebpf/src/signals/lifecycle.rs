@@ -66,7 +66,8 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         },
         switches: 0,
         runtime_ns: 0,
-        run_delay_ns: 0,
+        run_delay_ns: u64::MAX,
+        runq_before_ns: 0,
         file: 0,
         site: SiteKey::EMPTY,
         memo: [StackMemo {
