@@ -1,5 +1,6 @@
 //! Runs the agent as its users do, and holds every line it prints against the schema it ships.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -111,6 +112,32 @@ impl Run {
             if let Err(e) = crate::truth::closes(line) {
                 panic!("{e:#}\nin {line}");
             }
+        }
+        self
+    }
+
+    /// Demands that CPU and run queue time agree with the scheduler's own figures for the same
+    /// threads, within 1 % and 2 ms a thread, and what was `stolen` from the machine.
+    ///
+    /// # Panics
+    /// With both figures.
+    pub fn agrees_with_schedstat(&self, stolen: Duration) -> &Self {
+        let mut threads: BTreeMap<u64, u64> = BTreeMap::new();
+        for line in self.of_type("ledger") {
+            let most = threads
+                .entry(line["pid"].as_u64().unwrap_or(0))
+                .or_default();
+            *most = (*most).max(line["schedstat"]["threads"].as_u64().unwrap_or(0));
+        }
+        for what in ["cpu", "runq"] {
+            let ledger = self.sum("ledger", &format!("/schedstat/ledger_{what}_ns"));
+            let kernel = self.sum("ledger", &format!("/schedstat/kernel_{what}_ns"));
+            let of_threads = 2_000_000 * threads.values().sum::<u64>();
+            let allowed = kernel / 100 + of_threads + stolen.as_nanos() as u64;
+            assert!(
+                ledger.abs_diff(kernel) <= allowed,
+                "{what}: ledger {ledger} ns, scheduler {kernel} ns, {allowed} ns allowed"
+            );
         }
         self
     }

@@ -65,6 +65,16 @@ pub struct Measured {
     pub classes: BTreeMap<String, u64>,
 }
 
+impl Measured {
+    /// What the scheduler's figures leave of the lifetime: time a hypervisor took while the thread
+    /// was on the CPU, and interrupts, which the scheduler counts as nobody's. A ledger has to put
+    /// it somewhere.
+    pub fn stolen_ns(&self) -> u64 {
+        let counted = self.run_ns + self.wait_ns + self.classes.values().sum::<u64>();
+        self.lifetime_ns.saturating_sub(counted)
+    }
+}
+
 /// One thread in the agent's ledger, summed over all windows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Booked {
@@ -262,12 +272,17 @@ fn compare_thread(m: &Measured, b: &Booked, demands: Demands) -> Vec<Row> {
     };
     let get = |map: &BTreeMap<String, u64>, class: &str| map.get(class).copied().unwrap_or(0);
     let mut rows = vec![
-        row("cpu", m.run_ns, b.cpu_ns(), demands.cpu.of(m.run_ns)),
+        row(
+            "cpu",
+            m.run_ns,
+            b.cpu_ns(),
+            demands.cpu.of(m.run_ns) + m.stolen_ns(),
+        ),
         row(
             "runq",
             m.wait_ns,
             get(&b.classes, "runq"),
-            demands.cpu.of(m.wait_ns),
+            demands.cpu.of(m.wait_ns) + m.stolen_ns(),
         ),
         row(
             "residual",
@@ -378,6 +393,25 @@ mod tests {
         let lazy = line(thread(510_000_000, 497_000_000, 3_000_000));
         assert_eq!(failures(&[lazy], 500_000_000), ["residual"]);
         assert_eq!(failures(&[], 500_000_000), ["cpu", "lifetime", "timer"]);
+    }
+
+    #[test]
+    fn what_the_hypervisor_took_may_be_cpu_or_run_queue_time() {
+        let mut truth = truth(497_000_000);
+        assert_eq!(truth[0].stolen_ns(), 3_000_000);
+        let mut line = line(thread(510_000_000, 497_000_000, 0));
+        for place in ["/process/classes", "/threads/0/classes"] {
+            *line.pointer_mut(place).unwrap() =
+                json!({"timer": 497_000_000, "cpu.user": 13_000_000});
+        }
+        let booked = booked(&[line]).unwrap();
+        let holds = |truth: &[Measured]| {
+            let rows = compare(truth, &booked, Demands::default());
+            rows.iter().all(Row::holds)
+        };
+        assert!(holds(&truth));
+        truth[0].lifetime_ns = 507_000_000;
+        assert!(!holds(&truth));
     }
 
     #[test]
