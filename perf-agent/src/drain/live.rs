@@ -656,6 +656,7 @@ fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> ThreadState {
         unaccounted_ns: 0,
         last_ns: 0,
         woken_ns: 0,
+        fences: 0,
         promote_at_ns: u64::MAX,
         switches: 0,
         runtime_ns: 0,

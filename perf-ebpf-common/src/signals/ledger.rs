@@ -110,6 +110,8 @@ pub struct ThreadState {
     pub last_ns: u64,
     /// Set by a wake-up that came while the switch-out was still under way.
     pub woken_ns: u64,
+    /// Counts the notes in `woken_ns`; what it is for is the fence that counting is.
+    pub fences: u64,
     /// When the thread's histograms move from its parent's slot to its own process's.
     pub promote_at_ns: u64,
     /// Context switches away, voluntary and not.
@@ -146,7 +148,7 @@ pub struct ThreadState {
     pub pad: [u8; 3],
     pub seq_tail: u64,
 }
-wire!(ThreadState => 8 * (3 + class::COUNT + 9) + 40 + 24 * MEMO_SLOTS + 24 + 16 + 16 + 8 + 8);
+wire!(ThreadState => 8 * (3 + class::COUNT + 10) + 40 + 24 * MEMO_SLOTS + 24 + 16 + 16 + 8 + 8);
 
 /// Histograms of one process, an element of the memory-mapped array `histograms`. Cumulative.
 #[repr(C)]

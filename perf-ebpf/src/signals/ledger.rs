@@ -375,7 +375,8 @@ fn promote(t: &mut ThreadState, now: u64) {
 /// ("delayed dequeue").
 #[inline(always)]
 fn off_queue(task: Typed) -> bool {
-    if field::<u32>(task, offset!(task_on_rq)) == 0 {
+    // An int until 7.2 and a byte since; its values are 0 to 2.
+    if field::<u8>(task, offset!(task_on_rq)) == 0 {
         return true;
     }
     let delayed = offset!(task_sched_delayed);
@@ -426,10 +427,13 @@ fn wake_blocked(t: &mut ThreadState) {
 
 /// A full fence on x86-64 (a locked addition, 5 ns): the note must be visible before the state is
 /// read again, or this side and the switch-out could miss each other.
+///
+/// VERIFIER: it adds one, not zero: the compiler makes an atomic OR of an addition of zero, which
+/// 5.10 does not know.
 #[inline(always)]
 fn fence(t: &mut ThreadState) {
     // SAFETY: a field of a live map value.
-    unsafe { add(&raw mut t.switches, 0) };
+    unsafe { add(&raw mut t.fences, 1) };
 }
 
 /// A new thread is put on a run queue for the first time. Between its creation and this it was not

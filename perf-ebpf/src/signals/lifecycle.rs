@@ -59,6 +59,7 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         unaccounted_ns: 0,
         last_ns: 0,
         woken_ns: 0,
+        fences: 0,
         promote_at_ns: if new_process {
             now + setting!(promote_after_ns)
         } else {
