@@ -66,10 +66,11 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// What the scheduler's figures leave of the lifetime: time a hypervisor took while the thread
-    /// was on the CPU, and interrupts, which the scheduler counts as nobody's. A ledger has to put
-    /// it somewhere.
-    pub fn stolen_ns(&self) -> u64 {
+    /// What the scheduler's figures and the measured waits leave of the lifetime: time a hypervisor
+    /// took while the thread was on the CPU, which the scheduler counts as nobody's, and waits
+    /// inside the kernel for locks of the address space, which the thread did not foresee. A
+    /// ledger has to put it somewhere.
+    pub fn unforeseen_ns(&self) -> u64 {
         let counted = self.run_ns + self.wait_ns + self.classes.values().sum::<u64>();
         self.lifetime_ns.saturating_sub(counted)
     }
@@ -276,13 +277,13 @@ fn compare_thread(m: &Measured, b: &Booked, demands: Demands) -> Vec<Row> {
             "cpu",
             m.run_ns,
             b.cpu_ns(),
-            demands.cpu.of(m.run_ns) + m.stolen_ns(),
+            demands.cpu.of(m.run_ns) + m.unforeseen_ns(),
         ),
         row(
             "runq",
             m.wait_ns,
             get(&b.classes, "runq"),
-            demands.cpu.of(m.wait_ns) + m.stolen_ns(),
+            demands.cpu.of(m.wait_ns) + m.unforeseen_ns(),
         ),
         row(
             "residual",
@@ -303,7 +304,8 @@ fn compare_thread(m: &Measured, b: &Booked, demands: Demands) -> Vec<Row> {
     for class in names {
         if !class.starts_with("cpu.") && class != "runq" {
             let truth = get(&m.classes, class);
-            let allowed = demands.classes.of(truth);
+            let unforeseen = if truth == 0 { m.unforeseen_ns() } else { 0 };
+            let allowed = demands.classes.of(truth) + unforeseen;
             rows.push(row(class, truth, get(&b.classes, class), allowed));
         }
     }
@@ -398,7 +400,7 @@ mod tests {
     #[test]
     fn what_the_hypervisor_took_may_be_cpu_or_run_queue_time() {
         let mut truth = truth(497_000_000);
-        assert_eq!(truth[0].stolen_ns(), 3_000_000);
+        assert_eq!(truth[0].unforeseen_ns(), 3_000_000);
         let mut line = line(thread(510_000_000, 497_000_000, 0));
         for place in ["/process/classes", "/threads/0/classes"] {
             *line.pointer_mut(place).unwrap() =
@@ -434,6 +436,8 @@ mod tests {
             *lines[0].pointer_mut(place).unwrap() =
                 json!({"timer": 480_000_000, "lock": 20_000_000, "cpu.user": 10_000_000});
         }
-        assert_eq!(failures(&lines, 480_000_000), ["lock"]);
+        assert_eq!(failures(&lines, 500_000_000), ["lock", "timer"]);
+        // Nor could it: then it may be anything.
+        assert_eq!(failures(&lines, 480_000_000), Vec::<String>::new());
     }
 }

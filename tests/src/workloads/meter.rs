@@ -21,7 +21,7 @@ pub struct Meter {
 pub struct Account {
     pub pid: u32,
     pub tid: u32,
-    pub name: String,
+    pub name: &'static str,
     /// False where the thread lived before its account began.
     pub whole: bool,
     pub start_ns: u64,
@@ -77,7 +77,7 @@ impl Meter {
     }
 
     /// Closes the account, as the last thing the thread does.
-    pub fn finish(self, name: &str) -> io::Result<Account> {
+    pub fn finish(self, name: &'static str) -> io::Result<Account> {
         stay_on_the_cpu();
         let end = self.clock.read()?;
         // Until its first reading a thread has run or waited for a CPU: on a busy machine the
@@ -91,7 +91,7 @@ impl Meter {
             pid: std::process::id(),
             // SAFETY: takes nothing, cannot fail.
             tid: unsafe { libc::syscall(libc::SYS_gettid) } as u32,
-            name: name.to_owned(),
+            name,
             whole: self.is_whole(),
             start_ns: born_ns,
             lifetime_ns: end.wall_ns - born_ns,

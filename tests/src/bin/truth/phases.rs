@@ -9,11 +9,12 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::{Arc, Condvar, Mutex, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use perf_agent_tests::workloads::clock::clock_ns;
+use perf_agent_tests::workloads::measured::Measured;
 use perf_agent_tests::workloads::meter::{Account, Meter};
 
 pub const NAP_ARGUMENT: &str = "--nap-as-a-child";
@@ -35,8 +36,6 @@ const EPOLL_TIMEOUT_MS: i32 = 250;
 const FSYNC_BLOCKED: Duration = Duration::from_millis(100);
 const FSYNC_AT_MOST: Duration = Duration::from_millis(500);
 
-type Job = JoinHandle<io::Result<Vec<Account>>>;
-
 /// Starts every thread, waits for them and collects their accounts.
 pub fn run_all(meter: &mut Meter, directory: &Path) -> io::Result<Vec<Account>> {
     let tcp = TcpListener::bind("127.0.0.1:0")?;
@@ -48,7 +47,7 @@ pub fn run_all(meter: &mut Meter, directory: &Path) -> io::Result<Vec<Account>> 
     let (a, b) = (signals.clone(), signals.clone());
     let (path, client_path) = (directory.to_owned(), unix_path.clone());
 
-    let jobs: Vec<Job> = vec![
+    let jobs: Vec<Measured> = vec![
         start(meter, "spin", |_| spin())?,
         start(meter, "kernel", |_| kernel())?,
         start(meter, "sleep", sleep)?,
@@ -90,42 +89,21 @@ fn start(
     starter: &mut Meter,
     name: &'static str,
     job: impl FnOnce(&mut Meter) -> io::Result<()> + Send + 'static,
-) -> io::Result<Job> {
+) -> io::Result<Measured> {
     start_with_others(starter, name, |meter| job(meter).map(|()| Vec::new()))
 }
 
 /// As [`start`], for a job that brings the accounts of others too.
-///
-/// Threads are born one after the other, each when the one before has its account open: they would
-/// wait for each other in `mmap` otherwise, before they can measure that.
 fn start_with_others(
     starter: &mut Meter,
     name: &'static str,
     job: impl FnOnce(&mut Meter) -> io::Result<Vec<Account>> + Send + 'static,
-) -> io::Result<Job> {
-    let (tell, born) = mpsc::channel();
-    let thread = thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            let mut meter = Meter::new()?;
-            tell.send(()).map_err(poisoned)?;
-            let mut accounts = job(&mut meter)?;
-            accounts.push(meter.finish(name)?);
-            Ok(accounts)
-        })?;
-    starter.blocked("idle", || born.recv().map_err(poisoned))?;
-    Ok(thread)
+) -> io::Result<Measured> {
+    starter.blocked("idle", || Measured::start(name, job))
 }
 
-/// The end of a thread is waited for in a futex whose word is its id.
-fn join(meter: &mut Meter, job: Job) -> io::Result<Vec<Account>> {
-    let name = job.thread().name().unwrap_or("?").to_owned();
-    meter
-        .blocked("idle", || {
-            job.join()
-                .map_err(|_| io::Error::other(format!("thread {name} panicked")))
-        })?
-        .map_err(|e| io::Error::new(e.kind(), format!("thread {name}: {e}")))
+fn join(meter: &mut Meter, thread: Measured) -> io::Result<Vec<Account>> {
+    meter.blocked("idle", || thread.accounts())
 }
 
 fn nap(meter: &mut Meter, length: Duration) -> io::Result<()> {
@@ -196,8 +174,10 @@ fn fsync(meter: &mut Meter, directory: &Path) -> io::Result<()> {
     })
 }
 
-/// A plain fork, which may itself wait for a lock of the address space.
+/// A plain fork. It copies the address space under a lock that the other threads need as well, so it
+/// is not to lose the CPU meanwhile.
 fn child(meter: &mut Meter) -> io::Result<()> {
+    schedule(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1);
     let pid = meter.blocked("child", || {
         // SAFETY: between fork and _exit the child calls async-signal-safe functions only.
         let pid = unsafe { libc::fork() };
@@ -211,7 +191,17 @@ fn child(meter: &mut Meter) -> io::Result<()> {
         }
         Ok(pid)
     })?;
+    schedule(libc::SCHED_OTHER, 0);
     meter.blocked("child", || wait_for(pid))
+}
+
+/// Needs privilege; without it, nothing changes.
+fn schedule(policy: i32, priority: i32) {
+    let parameter = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: `parameter` is valid; 0 is the calling thread.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
 }
 
 fn wait_for(pid: libc::pid_t) -> io::Result<()> {
@@ -373,7 +363,7 @@ fn epoll(meter: &mut Meter) -> io::Result<()> {
 }
 
 /// The holder takes both locks, then starts those who wait for them.
-fn hold_locks(starter: &mut Meter) -> io::Result<Job> {
+fn hold_locks(starter: &mut Meter) -> io::Result<Measured> {
     start_with_others(starter, "holder", |meter| {
         let locks = Arc::new((
             Mutex::new(()),
