@@ -60,8 +60,8 @@ pub struct Measured {
     /// did not measure, say nothing.
     pub whole: bool,
     pub lifetime_ns: u64,
-    pub run_ns: u64,
-    pub wait_ns: u64,
+    /// Time on the CPU and in the run queue, where they are known.
+    pub schedstat: Option<(u64, u64)>,
     pub classes: BTreeMap<String, u64>,
 }
 
@@ -71,7 +71,8 @@ impl Measured {
     /// inside the kernel for locks of the address space, which the thread did not foresee. A
     /// ledger has to put it somewhere.
     pub fn unforeseen_ns(&self) -> u64 {
-        let counted = self.run_ns + self.wait_ns + self.classes.values().sum::<u64>();
+        let (run_ns, wait_ns) = self.schedstat.unwrap_or_default();
+        let counted = run_ns + wait_ns + self.classes.values().sum::<u64>();
         self.lifetime_ns.saturating_sub(counted)
     }
 }
@@ -156,8 +157,13 @@ pub fn measured(json: &Value) -> Result<Vec<Measured>> {
                 name: text(t, "name")?,
                 whole: t["whole"].as_bool().unwrap_or(true),
                 lifetime_ns: number(t, "/lifetime_ns")?,
-                run_ns: number(t, "/schedstat/run_ns")?,
-                wait_ns: number(t, "/schedstat/wait_ns")?,
+                schedstat: match t["schedstat"] {
+                    Value::Null => None,
+                    _ => Some((
+                        number(t, "/schedstat/run_ns")?,
+                        number(t, "/schedstat/wait_ns")?,
+                    )),
+                },
                 classes: classes(t)?,
             })
         })
@@ -272,26 +278,18 @@ fn compare_thread(m: &Measured, b: &Booked, demands: Demands) -> Vec<Row> {
         allowed_ns,
     };
     let get = |map: &BTreeMap<String, u64>, class: &str| map.get(class).copied().unwrap_or(0);
-    let mut rows = vec![
-        row(
-            "cpu",
-            m.run_ns,
-            b.cpu_ns(),
-            demands.cpu.of(m.run_ns) + m.unforeseen_ns(),
-        ),
-        row(
-            "runq",
-            m.wait_ns,
-            get(&b.classes, "runq"),
-            demands.cpu.of(m.wait_ns) + m.unforeseen_ns(),
-        ),
-        row(
-            "residual",
-            0,
-            b.residual_ns,
-            (b.lifetime_ns as f64 * demands.residual_percent / 100.0) as u64,
-        ),
-    ];
+    let mut rows = Vec::new();
+    if let Some((run_ns, wait_ns)) = m.schedstat {
+        for (what, truth, ledger) in [
+            ("cpu", run_ns, b.cpu_ns()),
+            ("runq", wait_ns, get(&b.classes, "runq")),
+        ] {
+            let allowed = demands.cpu.of(truth) + m.unforeseen_ns();
+            rows.push(row(what, truth, ledger, allowed));
+        }
+    }
+    let residual = (b.lifetime_ns as f64 * demands.residual_percent / 100.0) as u64;
+    rows.push(row("residual", 0, b.residual_ns, residual));
     if m.whole {
         let allowed = demands.classes.of(m.lifetime_ns);
         rows.push(row("lifetime", m.lifetime_ns, b.lifetime_ns, allowed));
