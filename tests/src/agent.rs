@@ -228,28 +228,6 @@ impl Agent {
         }
     }
 
-    /// Waits for a word on standard error, for commands that print no lines.
-    ///
-    /// # Panics
-    /// Where the agent ends or [`PATIENCE`] does.
-    pub fn wait_until_said(&self, word: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let state = self.output.lock();
-            if state.errors.contains(word) {
-                return;
-            }
-            assert!(
-                !state.closed && Instant::now() < deadline,
-                "no {word:?} from perf-agent {:?}:\n{}",
-                self.arguments,
-                state.errors
-            );
-            drop(state);
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
     pub fn interrupt(&self) {
         self.signal(libc::SIGINT);
     }

@@ -1,5 +1,5 @@
-//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--now] [--hold] [--quiet]`,
-//! see `perf_agent_tests::workloads`.
+//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--now] [--hold] [--quiet]
+//! [--realtime]`, see `perf_agent_tests::workloads`.
 
 use std::io;
 use std::process::ExitCode;
@@ -28,6 +28,7 @@ fn run() -> io::Result<()> {
         )));
     };
     let options = Options::parse(arguments)?;
+    options.apply()?;
     let gate = Gate::new(&options);
     let done = workload(&options, &gate)?;
     gate.close(&done)

@@ -23,6 +23,8 @@ pub struct Options {
     pub hold: bool,
     /// Leaves standard output alone.
     pub quiet: bool,
+    /// Has a CPU whenever it wants one: for work that waits for something else.
+    pub realtime: bool,
 }
 
 impl Options {
@@ -35,6 +37,7 @@ impl Options {
             now: false,
             hold: false,
             quiet: false,
+            realtime: false,
         };
         while let Some(argument) = arguments.next() {
             let mut value = || {
@@ -48,10 +51,21 @@ impl Options {
                 "--now" => options.now = true,
                 "--hold" => options.hold = true,
                 "--quiet" => options.quiet = true,
+                "--realtime" => options.realtime = true,
                 other => return Err(io::Error::other(format!("unknown option {other}"))),
             }
         }
         Ok(options)
+    }
+
+    /// Applies what concerns the process as a whole, before it has threads.
+    pub fn apply(&self) -> io::Result<()> {
+        if self.realtime {
+            let first = libc::sched_param { sched_priority: 1 };
+            // SAFETY: `first` is valid; 0 is the calling thread, which those it starts inherit from.
+            check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const first) })?;
+        }
+        Ok(())
     }
 
     /// When the work ends, if it begins now.
