@@ -1,5 +1,6 @@
 //! Runs the agent as its users do, and holds every line it prints against the schema it ships.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -115,6 +116,32 @@ impl Run {
         self
     }
 
+    /// Demands that CPU and run queue time agree with the scheduler's own figures for the same
+    /// threads, within 1 % and 2 ms a thread, and what was `stolen` from the machine.
+    ///
+    /// # Panics
+    /// With both figures.
+    pub fn agrees_with_schedstat(&self, stolen: Duration) -> &Self {
+        let mut threads: BTreeMap<u64, u64> = BTreeMap::new();
+        for line in self.of_type("ledger") {
+            let most = threads
+                .entry(line["pid"].as_u64().unwrap_or(0))
+                .or_default();
+            *most = (*most).max(line["schedstat"]["threads"].as_u64().unwrap_or(0));
+        }
+        for what in ["cpu", "runq"] {
+            let ledger = self.sum("ledger", &format!("/schedstat/ledger_{what}_ns"));
+            let kernel = self.sum("ledger", &format!("/schedstat/kernel_{what}_ns"));
+            let of_threads = 2_000_000 * threads.values().sum::<u64>();
+            let allowed = kernel / 100 + of_threads + stolen.as_nanos() as u64;
+            assert!(
+                ledger.abs_diff(kernel) <= allowed,
+                "{what}: ledger {ledger} ns, scheduler {kernel} ns, {allowed} ns allowed"
+            );
+        }
+        self
+    }
+
     /// Demands that nothing was lost, in any window and over all.
     ///
     /// # Panics
@@ -201,28 +228,6 @@ impl Agent {
         }
     }
 
-    /// Waits for a word on standard error, for commands that print no lines.
-    ///
-    /// # Panics
-    /// Where the agent ends or [`PATIENCE`] does.
-    pub fn wait_until_said(&self, word: &str) {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let state = self.output.lock();
-            if state.errors.contains(word) {
-                return;
-            }
-            assert!(
-                !state.closed && Instant::now() < deadline,
-                "no {word:?} from perf-agent {:?}:\n{}",
-                self.arguments,
-                state.errors
-            );
-            drop(state);
-            thread::sleep(Duration::from_millis(5));
-        }
-    }
-
     pub fn interrupt(&self) {
         self.signal(libc::SIGINT);
     }
@@ -258,10 +263,15 @@ impl Agent {
                 }
             }
         };
-        for reader in self.readers.drain(..) {
-            reader
-                .join()
-                .unwrap_or_else(|_| panic!("a reader panicked"));
+        // Not joined blindly: something the agent left behind could keep its output open.
+        while self.readers.iter().any(|reader| !reader.is_finished()) {
+            assert!(
+                Instant::now() < deadline + PATIENCE,
+                "perf-agent {:?} ended ({status}) and left its output open:\n{}",
+                self.arguments,
+                self.output.lock().errors
+            );
+            thread::sleep(Duration::from_millis(5));
         }
         let state = std::mem::take(&mut *self.output.lock());
         let lines: Vec<Value> = state.lines.iter().map(|line| parse(line)).collect();

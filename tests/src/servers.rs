@@ -107,13 +107,32 @@ pub fn redis() -> (Running, u16) {
     (server, port)
 }
 
-/// `GET` and `SET` by 20 connections, until dropped.
+const REDIS_CONNECTIONS: usize = 20;
+
+/// `SET` by 20 connections, until dropped. They are there when this returns.
 pub fn redis_load(port: u16) -> Running {
     let mut command = Command::new("redis-benchmark");
     command
-        .args(["-p", &port.to_string(), "-c", "20", "-P", "1"])
-        .args(["-t", "set,get", "-n", "100000000", "-q"]);
-    spawn(command, "redis-benchmark", None)
+        .args(["-p", &port.to_string(), "-P", "1", "-c"])
+        .arg(REDIS_CONNECTIONS.to_string())
+        .args(["-t", "set", "-n", "100000000", "-q"]);
+    let load = spawn(command, "redis-benchmark", None);
+    until("redis-benchmark", || connections(port) >= REDIS_CONNECTIONS);
+    load
+}
+
+/// Established TCP connections to a port of this machine.
+fn connections(port: u16) -> usize {
+    const ESTABLISHED: &str = "01";
+    let local = format!(":{port:04X}");
+    read("/proc/net/tcp")
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            Some((fields.next()?, fields.nth(1)?))
+        })
+        .filter(|(address, state)| address.ends_with(&local) && *state == ESTABLISHED)
+        .count()
 }
 
 /// A PostgreSQL cluster with pgbench's tables, on a Unix socket only.
@@ -125,6 +144,7 @@ pub struct Postgres {
 }
 
 const PORT: &str = "54329";
+const PG_CONNECTIONS: usize = 4;
 
 impl Postgres {
     /// Makes the cluster and starts it, as the user postgres: it refuses root.
@@ -174,11 +194,24 @@ impl Postgres {
         command
     }
 
-    /// TPC-B by 4 connections, until dropped.
+    /// TPC-B by 4 connections, until dropped. Their backends are there when this returns.
     pub fn load(&self) -> Running {
         let mut command = self.pgbench();
-        command.args(["-c", "4", "-T", "120", "-n", "postgres"]);
-        spawn(command, "pgbench", None)
+        command.arg("-c").arg(PG_CONNECTIONS.to_string());
+        command.args(["-T", "120", "-n", "postgres"]);
+        let load = spawn(command, "pgbench", None);
+        until("pgbench", || self.backends() >= PG_CONNECTIONS);
+        load
+    }
+
+    /// Children of the server that serve a connection.
+    fn backends(&self) -> usize {
+        let pid = self.server.pid();
+        read(format!("/proc/{pid}/task/{pid}/children"))
+            .split_whitespace()
+            .filter_map(|child| std::fs::read_to_string(format!("/proc/{child}/cmdline")).ok())
+            .filter(|title| title.contains("[local]"))
+            .count()
     }
 }
 

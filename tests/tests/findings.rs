@@ -9,10 +9,10 @@ use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
 
-/// Traces a workload in the middle of its work. It goes before what else runs on the machine, so that
-/// its own trouble is the largest.
+/// Traces a workload in the middle of its work. Those that wait for something are `--realtime`, so that
+/// on a busy machine it is not a CPU they wait for.
 fn trace(arguments: &[&str]) -> Run {
-    let mut program = Traced::workload(&[arguments, &["--seconds", "60", "--urgent"]].concat());
+    let mut program = Traced::workload(&[arguments, &["--seconds", "60"]].concat());
     program.go();
     let pid = program.pid().to_string();
     let run = agent::run(["trace", "-p", &pid, "--duration", "3s"], PATIENCE);
@@ -54,7 +54,7 @@ fn some_frame(finding: &Value, function: &str) -> bool {
 #[test]
 fn a_fight_for_a_lock() {
     let _alone = alone();
-    let run = trace(&["lockfight"]);
+    let run = trace(&["lockfight", "--realtime"]);
     let finding = top(&run);
     is(finding, "lock_contention");
     assert!(some_frame(finding, "update_shared_account"), "{finding}");
@@ -81,7 +81,7 @@ fn a_storm_of_tiny_writes() {
 #[test]
 fn sleeping_to_poll() {
     let _alone = alone();
-    let run = trace(&["sleep-poll"]);
+    let run = trace(&["sleep-poll", "--realtime"]);
     is(top(&run), "sleep_poll");
 }
 
@@ -97,7 +97,7 @@ fn a_storm_of_errors() {
 #[test]
 fn waiting_for_the_disk() {
     let _alone = alone();
-    let run = trace(&["fsyncs"]);
+    let run = trace(&["fsyncs", "--realtime"]);
     is(top(&run), "disk_wait");
     let text = top(&run).to_string();
     assert!(text.contains("fsync"), "{text}");
@@ -126,7 +126,7 @@ fn more_threads_than_cpus() {
 #[test]
 fn waiting_for_pages_to_come_from_disk() {
     let _alone = alone();
-    let run = trace(&["faults"]);
+    let run = trace(&["faults", "--realtime"]);
     is(top(&run), "page_faults");
     assert!(
         some_frame(top(&run), "read_index_from_disk"),
@@ -152,7 +152,12 @@ fn slow_server(listener: TcpListener) {
 
 fn network_finding(address: SocketAddr, listener: TcpListener) -> Value {
     slow_server(listener);
-    let run = trace(&["tcp-client", "--connect", &address.to_string()]);
+    let run = trace(&[
+        "tcp-client",
+        "--realtime",
+        "--connect",
+        &address.to_string(),
+    ]);
     let finding = top(&run).clone();
     is(&finding, "network_wait");
     let subject = finding["subject"].as_str().unwrap();

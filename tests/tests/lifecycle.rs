@@ -70,7 +70,8 @@ fn a_child_is_left_alone_when_asked() {
 fn a_child_that_is_there_before_the_attach_is_followed() {
     let _alone = alone();
     let mut shell = std::process::Command::new("sh");
-    let mut shell = shell.args(["-c", "sleep 30; true"]).spawn().unwrap();
+    shell.args(["-c", "sleep 30; true"]);
+    let mut shell = shell.stderr(std::process::Stdio::null()).spawn().unwrap();
     let pid = shell.id();
     let child = wait_for_child(pid);
     let run = agent::run(

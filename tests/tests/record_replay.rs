@@ -6,8 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use perf_agent_tests::agent::{self, Agent};
-use perf_agent_tests::traced::Traced;
+use perf_agent_tests::agent;
+use perf_agent_tests::traced;
 use perf_agent_tests::truth::{self, Demands};
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
@@ -33,13 +33,20 @@ fn a_replay_by_nobody_is_the_same_to_the_byte_and_holds_the_truth() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let (recording, json) = (at("a.parec"), at("truth.json"));
-    let mut program = Traced::truth(&json);
-    let pid = program.pid().to_string();
-    let agent = Agent::start(["record", recording.to_str().unwrap(), "-p", &pid]);
-    agent.wait_until_said("recording");
-    program.go();
-    let run = agent.finish(PATIENCE);
-    assert!(program.end(PATIENCE).success());
+    let (program, disk) = (traced::program("truth"), traced::disk_directory());
+    let run = agent::run(
+        [
+            "record",
+            recording.to_str().unwrap(),
+            "--",
+            program.to_str().unwrap(),
+            "--json",
+            json.to_str().unwrap(),
+            "--dir",
+            disk.to_str().unwrap(),
+        ],
+        PATIENCE,
+    );
     assert!(run.status.success(), "{}", run.errors);
 
     // Where nobody can get at them.

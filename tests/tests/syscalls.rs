@@ -151,7 +151,7 @@ fn strace_counts(report: &str) -> BTreeMap<String, (u64, u64)> {
 #[test]
 fn a_sample_says_that_it_is_one_and_its_error_bound_holds() {
     let _alone = alone();
-    let mut program = Traced::workload(&["paced-calls", "--seconds", "6", "--hold", "--urgent"]);
+    let mut program = Traced::workload(&["paced-calls", "--seconds", "6", "--hold"]);
     let agent = Agent::start(["trace", "-p", &program.pid().to_string()]);
     agent.attached();
     program.go();

@@ -1,6 +1,5 @@
 //! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--now] [--hold] [--quiet]
-//! [--urgent]`,
-//! see `perf_agent_tests::workloads`.
+//! [--realtime]`, see `perf_agent_tests::workloads`.
 
 use std::io;
 use std::process::ExitCode;

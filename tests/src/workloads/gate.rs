@@ -23,8 +23,8 @@ pub struct Options {
     pub hold: bool,
     /// Leaves standard output alone.
     pub quiet: bool,
-    /// Goes before everything else on the machine.
-    pub urgent: bool,
+    /// Has a CPU whenever it wants one: for work that waits for something else.
+    pub realtime: bool,
 }
 
 impl Options {
@@ -37,7 +37,7 @@ impl Options {
             now: false,
             hold: false,
             quiet: false,
-            urgent: false,
+            realtime: false,
         };
         while let Some(argument) = arguments.next() {
             let mut value = || {
@@ -51,18 +51,19 @@ impl Options {
                 "--now" => options.now = true,
                 "--hold" => options.hold = true,
                 "--quiet" => options.quiet = true,
-                "--urgent" => options.urgent = true,
+                "--realtime" => options.realtime = true,
                 other => return Err(io::Error::other(format!("unknown option {other}"))),
             }
         }
         Ok(options)
     }
 
-    /// Applies what concerns the process as a whole.
+    /// Applies what concerns the process as a whole, before it has threads.
     pub fn apply(&self) -> io::Result<()> {
-        if self.urgent {
-            // SAFETY: takes no pointers; 0 is this process.
-            check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) })?;
+        if self.realtime {
+            let first = libc::sched_param { sched_priority: 1 };
+            // SAFETY: `first` is valid; 0 is the calling thread, which those it starts inherit from.
+            check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const first) })?;
         }
         Ok(())
     }

@@ -11,9 +11,19 @@ use super::clock::{Clock, Reading};
 pub struct Meter {
     clock: Clock,
     start: Reading,
-    /// What CPU and run queue time is counted from: the thread's first instruction, or `start`.
-    base: Reading,
+    begin: Begin,
     classes: BTreeMap<&'static str, u64>,
+}
+
+/// What was before an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// Nothing: the thread has just begun, and its scheduler's figures are its own.
+    Birth,
+    /// The thread lived, but nobody watched.
+    Watch,
+    /// The thread lived and was watched: what it did is not known.
+    Unknown,
 }
 
 /// What a thread found out about itself. CPU time is `cpu_ns`, not a class.
@@ -21,9 +31,8 @@ pub struct Meter {
 pub struct Account {
     pub pid: u32,
     pub tid: u32,
-    pub name: String,
-    /// False where the thread lived before its account began.
-    pub whole: bool,
+    pub name: &'static str,
+    pub begin: Begin,
     pub start_ns: u64,
     pub lifetime_ns: u64,
     pub cpu_ns: u64,
@@ -39,15 +48,15 @@ impl Meter {
         Ok(Meter {
             clock,
             start,
-            base: Reading::default(),
+            begin: Begin::Birth,
             classes: BTreeMap::new(),
         })
     }
 
-    /// Forgets what was before, for a thread that is watched from now on.
-    pub fn restart(&mut self) -> io::Result<()> {
+    /// Begins anew, for a thread that did something before it could measure it.
+    pub fn restart(&mut self, begin: Begin) -> io::Result<()> {
         self.start = self.clock.read()?;
-        self.base = self.start;
+        self.begin = begin;
         self.classes.clear();
         Ok(())
     }
@@ -72,38 +81,36 @@ impl Meter {
         Duration::from_nanos(self.classes.get(class).copied().unwrap_or(0))
     }
 
-    fn is_whole(&self) -> bool {
-        self.base.wall_ns == 0
-    }
-
     /// Closes the account, as the last thing the thread does.
-    pub fn finish(self, name: &str) -> io::Result<Account> {
+    pub fn finish(self, name: &'static str) -> io::Result<Account> {
         stay_on_the_cpu();
         let end = self.clock.read()?;
         // Until its first reading a thread has run or waited for a CPU: on a busy machine the
         // time from its creation to its first instruction is not small.
-        let born_ns = if self.is_whole() {
-            self.start.wall_ns - self.start.cpu_ns - self.start.runq_ns
+        let (born_ns, base) = if self.begin == Begin::Birth {
+            let before = self.start.cpu_ns + self.start.runq_ns;
+            (self.start.wall_ns - before, Reading::default())
         } else {
-            self.start.wall_ns
+            (self.start.wall_ns, self.start)
         };
         Ok(Account {
             pid: std::process::id(),
             // SAFETY: takes nothing, cannot fail.
             tid: unsafe { libc::syscall(libc::SYS_gettid) } as u32,
-            name: name.to_owned(),
-            whole: self.is_whole(),
+            name,
+            begin: self.begin,
             start_ns: born_ns,
             lifetime_ns: end.wall_ns - born_ns,
-            cpu_ns: end.cpu_ns - self.base.cpu_ns,
-            runq_ns: end.runq_ns - self.base.runq_ns,
+            cpu_ns: end.cpu_ns - base.cpu_ns,
+            runq_ns: end.runq_ns - base.runq_ns,
             classes: self.classes,
         })
     }
 }
 
 /// Lets nothing ordinary take the CPU away for what is left of the thread's life, so that its last
-/// reading and its end are the same moment. Needs privilege; without it, they are on an idle machine.
+/// reading and its end are the same moment. Needs privilege; without it, they are so on an idle
+/// machine.
 fn stay_on_the_cpu() {
     let first = libc::sched_param { sched_priority: 1 };
     // SAFETY: `first` is valid; 0 is the calling thread.
@@ -120,19 +127,21 @@ pub fn to_json(accounts: &[Account]) -> String {
             .iter()
             .map(|(class, ns)| format!("\"{class}\":{ns}"))
             .collect();
+        let schedstat = match a.begin {
+            Begin::Unknown => "null".to_owned(),
+            _ => format!("{{\"run_ns\":{},\"wait_ns\":{}}}", a.cpu_ns, a.runq_ns),
+        };
         // Writing to a String cannot fail.
         _ = write!(
             json,
             "{comma}{{\"pid\":{},\"tid\":{},\"name\":\"{}\",\"whole\":{},\"start_ns\":{},\"lifetime_ns\":{},\
-             \"schedstat\":{{\"run_ns\":{},\"wait_ns\":{}}},\"classes\":{{{}}}}}",
+             \"schedstat\":{schedstat},\"classes\":{{{}}}}}",
             a.pid,
             a.tid,
             a.name,
-            a.whole,
+            a.begin == Begin::Birth,
             a.start_ns,
             a.lifetime_ns,
-            a.cpu_ns,
-            a.runq_ns,
             classes.join(",")
         );
     }

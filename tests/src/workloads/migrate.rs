@@ -4,7 +4,8 @@ use std::hint::black_box;
 use std::io;
 use std::time::Duration;
 
-use super::gate::{Gate, Options, check, join, thread};
+use super::gate::{Gate, Options, check};
+use super::measured::Measured;
 use super::meter::{self, Meter};
 
 pub const MIGRATIONS: usize = 1_000;
@@ -12,12 +13,8 @@ const SPIN_STEPS: u64 = 20_000;
 
 pub fn run(_options: &Options, gate: &Gate) -> io::Result<String> {
     gate.open()?;
-    let account = join(thread("migrant", || {
-        let mut meter = Meter::new()?;
-        hop(&mut meter)?;
-        meter.finish("migrant")
-    })?)??;
-    Ok(meter::to_json(&[account]))
+    let migrant = Measured::start("migrant", |meter| hop(meter).map(|()| Vec::new()))?;
+    Ok(meter::to_json(&migrant.accounts()?))
 }
 
 fn hop(meter: &mut Meter) -> io::Result<()> {

@@ -12,6 +12,7 @@ pub mod forker;
 pub mod fsyncs;
 pub mod gate;
 pub mod lockfight;
+pub mod measured;
 pub mod meter;
 pub mod migrate;
 pub mod paced_calls;

@@ -3,20 +3,19 @@
 use std::io;
 use std::time::Duration;
 
-use super::gate::{Gate, Options, join, thread};
-use super::meter::{self, Meter};
+use super::gate::{Gate, Options};
+use super::measured::Measured;
+use super::meter;
 
 const LIFE: Duration = Duration::from_millis(50);
 
 pub fn run(_options: &Options, gate: &Gate) -> io::Result<String> {
     gate.open()?;
-    let account = join(thread("brief", || {
-        let mut meter = Meter::new()?;
+    let brief = Measured::start("brief", |meter| {
         meter.blocked("timer", || {
             std::thread::sleep(LIFE);
-            Ok(())
-        })?;
-        meter.finish("brief")
-    })?)??;
-    Ok(meter::to_json(&[account]))
+            Ok(Vec::new())
+        })
+    })?;
+    Ok(meter::to_json(&brief.accounts()?))
 }

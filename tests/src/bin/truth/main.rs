@@ -11,7 +11,7 @@ use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use perf_agent_tests::workloads::meter::{self, Account, Meter};
+use perf_agent_tests::workloads::meter::{self, Account, Begin, Meter};
 
 const USAGE: &str = "\
 truth [--wait] [--json FILE] [--dir DIR]
@@ -63,7 +63,10 @@ fn run(options: &Options) -> io::Result<()> {
         println!("READY {}", std::process::id());
         io::stdout().flush()?;
         io::stdin().lock().read_line(&mut String::new())?;
-        meter.restart()?;
+        meter.restart(Begin::Watch)?;
+    } else {
+        // Whoever started the program ran in this thread before it did.
+        meter.restart(Begin::Unknown)?;
     }
     let mut accounts = phases::run_all(&mut meter, &options.directory)?;
     accounts.push(meter.finish("truth")?);

@@ -9,11 +9,12 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use std::sync::{Arc, Condvar, Mutex, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use perf_agent_tests::workloads::clock::clock_ns;
+use perf_agent_tests::workloads::measured::Measured;
 use perf_agent_tests::workloads::meter::{Account, Meter};
 
 pub const NAP_ARGUMENT: &str = "--nap-as-a-child";
@@ -35,8 +36,6 @@ const EPOLL_TIMEOUT_MS: i32 = 250;
 const FSYNC_BLOCKED: Duration = Duration::from_millis(100);
 const FSYNC_AT_MOST: Duration = Duration::from_millis(500);
 
-type Job = JoinHandle<io::Result<Vec<Account>>>;
-
 /// Starts every thread, waits for them and collects their accounts.
 pub fn run_all(meter: &mut Meter, directory: &Path) -> io::Result<Vec<Account>> {
     let tcp = TcpListener::bind("127.0.0.1:0")?;
@@ -48,34 +47,34 @@ pub fn run_all(meter: &mut Meter, directory: &Path) -> io::Result<Vec<Account>> 
     let (a, b) = (signals.clone(), signals.clone());
     let (path, client_path) = (directory.to_owned(), unix_path.clone());
 
-    let jobs: Vec<Job> = vec![
-        start("spin", |_| spin())?,
-        start("kernel", |_| kernel())?,
-        start("sleep", sleep)?,
-        start("tcp-server", move |m| {
+    let jobs: Vec<Measured> = vec![
+        start(meter, "spin", |_| spin())?,
+        start(meter, "kernel", |_| kernel())?,
+        start(meter, "sleep", sleep)?,
+        start(meter, "tcp-server", move |m| {
             let (stream, _) = m.blocked("idle", || tcp.accept())?;
             serve(m, stream)
         })?,
-        start("tcp", move |m| {
+        start(meter, "tcp", move |m| {
             ask(m, "net.tcp", TcpStream::connect(tcp_address)?)
         })?,
-        start("unix-server", move |m| {
+        start(meter, "unix-server", move |m| {
             let (stream, _) = m.blocked("idle", || unix.accept())?;
             serve(m, stream)
         })?,
-        start("unix", move |m| {
+        start(meter, "unix", move |m| {
             ask(m, "net.unix", UnixStream::connect(client_path)?)
         })?,
-        start("fsync", move |m| fsync(m, &path))?,
-        start("child", child)?,
-        start("spawn", spawn)?,
-        start("condvar", move |m| a.wait(m))?,
-        start("condvar-c", move |m| b.wait_c(m))?,
-        start("notifier", move |m| signals.notify(m))?,
-        start("pipe", move |m| pipe_read(m, pipe_out))?,
-        start("pipe-writer", move |m| pipe_write(m, pipe_in))?,
-        start("epoll", epoll)?,
-        hold_locks()?,
+        start(meter, "fsync", move |m| fsync(m, &path))?,
+        start(meter, "child", child)?,
+        start(meter, "spawn", spawn)?,
+        start(meter, "condvar", move |m| a.wait(m))?,
+        start(meter, "condvar-c", move |m| b.wait_c(m))?,
+        start(meter, "notifier", move |m| signals.notify(m))?,
+        start(meter, "pipe", move |m| pipe_read(m, pipe_out))?,
+        start(meter, "pipe-writer", move |m| pipe_write(m, pipe_in))?,
+        start(meter, "epoll", epoll)?,
+        hold_locks(meter)?,
     ];
     let mut accounts = Vec::new();
     for job in jobs {
@@ -87,34 +86,24 @@ pub fn run_all(meter: &mut Meter, directory: &Path) -> io::Result<Vec<Account>> 
 
 /// A thread of that name with an account of its own.
 fn start(
+    starter: &mut Meter,
     name: &'static str,
     job: impl FnOnce(&mut Meter) -> io::Result<()> + Send + 'static,
-) -> io::Result<Job> {
-    start_with_others(name, |meter| job(meter).map(|()| Vec::new()))
+) -> io::Result<Measured> {
+    start_with_others(starter, name, |meter| job(meter).map(|()| Vec::new()))
 }
 
 /// As [`start`], for a job that brings the accounts of others too.
 fn start_with_others(
+    starter: &mut Meter,
     name: &'static str,
     job: impl FnOnce(&mut Meter) -> io::Result<Vec<Account>> + Send + 'static,
-) -> io::Result<Job> {
-    thread::Builder::new().name(name.to_owned()).spawn(move || {
-        let mut meter = Meter::new()?;
-        let mut accounts = job(&mut meter)?;
-        accounts.push(meter.finish(name)?);
-        Ok(accounts)
-    })
+) -> io::Result<Measured> {
+    starter.blocked("idle", || Measured::start(name, job))
 }
 
-/// The end of a thread is waited for in a futex whose word is its id.
-fn join(meter: &mut Meter, job: Job) -> io::Result<Vec<Account>> {
-    let name = job.thread().name().unwrap_or("?").to_owned();
-    meter
-        .blocked("idle", || {
-            job.join()
-                .map_err(|_| io::Error::other(format!("thread {name} panicked")))
-        })?
-        .map_err(|e| io::Error::new(e.kind(), format!("thread {name}: {e}")))
+fn join(meter: &mut Meter, thread: Measured) -> io::Result<Vec<Account>> {
+    meter.blocked("idle", || thread.accounts())
 }
 
 fn nap(meter: &mut Meter, length: Duration) -> io::Result<()> {
@@ -185,8 +174,10 @@ fn fsync(meter: &mut Meter, directory: &Path) -> io::Result<()> {
     })
 }
 
-/// A plain fork, which may itself wait for a lock of the address space.
+/// A plain fork. It copies the address space under a lock that the other threads need as well, so it
+/// is not to lose the CPU meanwhile.
 fn child(meter: &mut Meter) -> io::Result<()> {
+    schedule(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 1);
     let pid = meter.blocked("child", || {
         // SAFETY: between fork and _exit the child calls async-signal-safe functions only.
         let pid = unsafe { libc::fork() };
@@ -200,7 +191,17 @@ fn child(meter: &mut Meter) -> io::Result<()> {
         }
         Ok(pid)
     })?;
+    schedule(libc::SCHED_OTHER, 0);
     meter.blocked("child", || wait_for(pid))
+}
+
+/// Needs privilege; without it, nothing changes.
+fn schedule(policy: i32, priority: i32) {
+    let parameter = libc::sched_param {
+        sched_priority: priority,
+    };
+    // SAFETY: `parameter` is valid; 0 is the calling thread.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
 }
 
 fn wait_for(pid: libc::pid_t) -> io::Result<()> {
@@ -362,8 +363,8 @@ fn epoll(meter: &mut Meter) -> io::Result<()> {
 }
 
 /// The holder takes both locks, then starts those who wait for them.
-fn hold_locks() -> io::Result<Job> {
-    start_with_others("holder", |meter| {
+fn hold_locks(starter: &mut Meter) -> io::Result<Measured> {
+    start_with_others(starter, "holder", |meter| {
         let locks = Arc::new((
             Mutex::new(()),
             Pinned(std::cell::UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER)),
@@ -372,15 +373,12 @@ fn hold_locks() -> io::Result<Job> {
         let mutex_c = locks.1.0.get();
         // SAFETY: initialised, in an Arc that outlives both threads.
         unsafe { libc::pthread_mutex_lock(mutex_c) };
-        let (ready, started) = mpsc::channel();
-        let (a, b, ready_c) = (locks.clone(), locks.clone(), ready.clone());
+        let (a, b) = (locks.clone(), locks.clone());
         let waiters = [
-            start("mutex", move |m| {
-                ready.send(()).map_err(poisoned)?;
+            start(meter, "mutex", move |m| {
                 m.blocked("lock", || a.0.lock().map(drop).map_err(poisoned))
             })?,
-            start("mutex-c", move |m| {
-                ready_c.send(()).map_err(poisoned)?;
+            start(meter, "mutex-c", move |m| {
                 m.blocked("lock", || {
                     // SAFETY: as above; unlocked by the thread that locked it.
                     unsafe {
@@ -391,9 +389,6 @@ fn hold_locks() -> io::Result<Job> {
                 })
             })?,
         ];
-        for _ in &waiters {
-            meter.blocked("idle", || started.recv().map_err(poisoned))?;
-        }
         nap(meter, MUTEX_HELD)?;
         drop(guard);
         // SAFETY: locked above, by this thread.
