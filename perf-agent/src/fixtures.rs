@@ -233,6 +233,7 @@ fn full_coverage() -> Coverage {
         generated: 12,
         received: 11,
         lost: map("ring_full", 1),
+        inferred: map("switch_in", 1),
         bytes_seen: 1,
         bytes_decoded: 1,
         frames: 20,
@@ -243,6 +244,7 @@ fn full_coverage() -> Coverage {
             checked: 1,
             mismatched: 0,
         },
+        maps: map("threads", 9),
         agent: AgentCost {
             cpu_ns: 1_000,
             bpf_ns: 500,

@@ -37,7 +37,9 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let now = now_ns();
     if let Some(t) = out {
         let preempted = ctx.arg::<u64>(0) & 0xff != 0;
-        ledger::switch_out(&ctx, t, prev, preempted, now);
+        if ledger::switch_out(t, prev, preempted, now) {
+            ledger::stack_of_block(&ctx, t, prev);
+        }
     }
     if let Some(t) = into {
         ledger::switch_in(t, next, now);

@@ -49,9 +49,6 @@ static SEEN: HashMap<u64, u8> = HashMap::with_max_entries(32768, 0);
 #[map(name = "memo_stats")]
 static STATS: PerCpuArray<MemoStats> = PerCpuArray::with_max_entries(1, 0);
 
-/// Frames hashed between two looks at the stack's length.
-const CHUNK: usize = 16;
-
 /// `BPF_F_USER_STACK`.
 const USER_STACK: u64 = 1 << 8;
 
@@ -153,23 +150,17 @@ pub fn walk(ctx: *mut c_void, tgid: u32, slot: Slot) -> u64 {
 
 /// Hashes the frames of a stack.
 ///
-/// VERIFIER: a loop that ends at the frame leaves the verifier with one path for each possible
-/// number of frames, and each of them goes on to the end of the program (over 1,000,000
-/// instructions). Frames are taken in chunks of 16, so that there are 8 ways out, and what is past
-/// the last frame is masked away inside a chunk without a branch.
+/// VERIFIER: a loop that ends at the last frame leaves the verifier one path for each possible
+/// number of frames, and each of them goes on to the end of the program: over 1,000,000
+/// instructions. All frames are taken and what is past the last one is masked away without a branch
+/// (`opaque` twice: the compiler makes one of either half): 250 ns, on walks only.
 #[inline(always)]
 fn content_hash(scratch: &Scratch, tgid: u32, frames: usize) -> u64 {
     let mut hash = hash_start(tgid);
-    for chunk in 0..(MAX_FRAMES + 1) / CHUNK {
-        if chunk * CHUNK >= frames {
-            break;
-        }
-        for i in 0..CHUNK {
-            let index = chunk * CHUNK + i;
-            let valid = opaque(((index as i64 - frames as i64) >> 63) as usize) as u64;
-            let next = hash_step(hash, scratch.frames[index]);
-            hash = (next & valid) | (hash & !valid);
-        }
+    for i in 0..MAX_FRAMES {
+        let valid = opaque((opaque(i.wrapping_sub(frames)) as i64 >> 63) as usize) as u64;
+        let next = hash_step(hash, scratch.frames[i]);
+        hash = (next & valid) | (hash & !valid);
     }
     hash
 }
