@@ -45,11 +45,13 @@ pub enum Loss {
     SwitchInInferred = 16,
     /// No loss: a wake-up that the kernel did not tell of, put back by the scheduler's clock.
     WakeInferred = 17,
+    /// No loss: a preemption that the kernel did not tell of, put back by the scheduler's clock.
+    PreemptionInferred = 18,
 }
 
 impl Loss {
     /// How many reasons there are.
-    pub const COUNT: usize = 18;
+    pub const COUNT: usize = 19;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Loss; Loss::COUNT] = [
@@ -71,11 +73,15 @@ impl Loss {
         Loss::ListenersFull,
         Loss::SwitchInInferred,
         Loss::WakeInferred,
+        Loss::PreemptionInferred,
     ];
 
     /// Whether something is missing: else it was made good, and is reported as `inferred`.
     pub const fn is_loss(self) -> bool {
-        !matches!(self, Loss::SwitchInInferred | Loss::WakeInferred)
+        !matches!(
+            self,
+            Loss::SwitchInInferred | Loss::WakeInferred | Loss::PreemptionInferred
+        )
     }
 
     /// Name in `coverage.lost` (or `coverage.inferred`).
@@ -99,6 +105,7 @@ impl Loss {
             Loss::ListenersFull => "listeners_full",
             Loss::SwitchInInferred => "switch_in",
             Loss::WakeInferred => "wake",
+            Loss::PreemptionInferred => "preemption",
         }
     }
 }

@@ -42,7 +42,7 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         }
     }
     if let Some(t) = into {
-        ledger::switch_in(t, next, now);
+        ledger::switch_in(t, now);
     }
     0
 }

@@ -129,10 +129,13 @@ fn a_thread_that_sleeps_all_the_time_has_the_whole_of_every_window() {
             .iter()
             .find(|t| t["tid"] == sleeper)
             .unwrap_or_else(|| panic!("no sleeper in {line}"));
-        assert_eq!(thread["lifetime_ns"], length, "{line}");
+        // It is found some time after the attach, which is where the first window begins.
+        let lifetime = thread["lifetime_ns"].as_u64().unwrap();
+        let late = if windows == 0 { 2_000_000 } else { 0 };
+        assert!(lifetime <= length && lifetime + late >= length, "{line}");
         assert_eq!(
             thread["classes"],
-            serde_json::json!({"ipc": length}),
+            serde_json::json!({"ipc": lifetime}),
             "{line}"
         );
         windows += 1;

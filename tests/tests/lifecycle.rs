@@ -70,7 +70,7 @@ fn a_child_is_left_alone_when_asked() {
 fn a_child_that_is_there_before_the_attach_is_followed() {
     let _alone = alone();
     let mut shell = std::process::Command::new("sh");
-    let mut shell = shell.args(["-c", "sleep 30 & wait"]).spawn().unwrap();
+    let mut shell = shell.args(["-c", "sleep 30; true"]).spawn().unwrap();
     let pid = shell.id();
     let child = wait_for_child(pid);
     let run = agent::run(

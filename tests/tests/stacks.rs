@@ -7,7 +7,7 @@ use serde_json::Value;
 
 /// Traces a workload in the middle of its work.
 fn trace(workload: &str) -> Run {
-    let mut program = Traced::workload(&[workload, "--seconds", "30"]);
+    let mut program = Traced::workload(&[workload, "--seconds", "30", "--urgent"]);
     program.go();
     let pid = program.pid().to_string();
     let run = agent::run(["trace", "-p", &pid, "--duration", "2s"], PATIENCE);

@@ -110,14 +110,18 @@ pub struct ThreadState {
     pub last_ns: u64,
     /// Set by a wake-up that came while the switch-out was still under way.
     pub woken_ns: u64,
+    /// Counts the notes in `woken_ns`; what it is for is the fence that counting is.
+    pub fences: u64,
     /// When the thread's histograms move from its parent's slot to its own process's.
     pub promote_at_ns: u64,
     /// Context switches away, voluntary and not.
     pub switches: u64,
     /// `task->se.sum_exec_runtime` at the last switch away.
     pub runtime_ns: u64,
-    /// `task->sched_info.run_delay` when a thread was switched in whose wake-up was missed.
+    /// `task->sched_info.run_delay` at the last switch away, `u64::MAX` before the first.
     pub run_delay_ns: u64,
+    /// `spent_ns[RUNQ]` at that time.
+    pub runq_before_ns: u64,
     /// The fd's file seen last, with what it is: saves walking it again.
     pub file: u64,
     /// Open site (valid while `state` is `BLOCKED`).
@@ -139,12 +143,12 @@ pub struct ThreadState {
     pub last_class: u8,
     pub file_kind: u8,
     pub file_detail_kind: u8,
-    /// Class of a block whose wake-up was missed, plus one: see `run_delay_ns`.
+    /// Class of a block whose wake-up was not told, plus one; 0 for none.
     pub missed_wake_class: u8,
     pub pad: [u8; 3],
     pub seq_tail: u64,
 }
-wire!(ThreadState => 8 * (3 + class::COUNT + 8) + 40 + 24 * MEMO_SLOTS + 24 + 16 + 16 + 8 + 8);
+wire!(ThreadState => 8 * (3 + class::COUNT + 10) + 40 + 24 * MEMO_SLOTS + 24 + 16 + 16 + 8 + 8);
 
 /// Histograms of one process, an element of the memory-mapped array `histograms`. Cumulative.
 #[repr(C)]

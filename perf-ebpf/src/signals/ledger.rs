@@ -48,6 +48,9 @@ static SITES: HashMap<SiteKey, SiteTotals> = HashMap::with_max_entries(16384, 0)
 #[map(name = "wakers")]
 static WAKERS: HashMap<WakerKey, SiteTotals> = HashMap::with_max_entries(4096, 0);
 
+/// Waits for a CPU that the scheduler counted and no event told of are put back from this on.
+const UNTOLD_NS: u64 = 500_000;
+
 /// The thread's account, if it is a target's.
 #[inline(always)]
 pub fn thread(tid: u32) -> Option<&'static mut ThreadState> {
@@ -245,9 +248,7 @@ pub fn switch_out(t: &mut ThreadState, task: Typed, preempted: bool, now: u64) -
         }
     }
     t.runtime_ns = runtime;
-    if t.missed_wake_class != 0 {
-        put_back_missed_wake(t, task);
-    }
+    reconcile(t, task);
     // The task's own field, not the tracepoint's argument: where a signal is pending the scheduler
     // has set the field back to "running" and passes the older value on (5.18 to 6.13).
     let state: u32 = field(task, offset!(task_state));
@@ -281,7 +282,7 @@ pub fn stack_of_block(ctx: &BtfTracePointContext, t: &mut ThreadState, task: Typ
 
 /// `next` gets the CPU.
 #[inline(always)]
-pub fn switch_in(t: &mut ThreadState, task: Typed, now: u64) {
+pub fn switch_in(t: &mut ThreadState, now: u64) {
     begin(t);
     match t.state {
         // A seeded thread whose first event is this one waited for a CPU since it was seeded.
@@ -296,7 +297,13 @@ pub fn switch_in(t: &mut ThreadState, task: Typed, now: u64) {
             if t.woken_ns != 0 {
                 close(t, class::RUNQ, now);
             } else {
-                note_missed_wake(t, task);
+                // How long it then waited for a CPU comes at the switch-out, see `reconcile`.
+                lose(if offset!(task_run_delay) == ABSENT {
+                    Loss::WakeMissed
+                } else {
+                    Loss::WakeInferred
+                });
+                t.missed_wake_class = t.site.class + 1;
             }
         }
         _ => {
@@ -312,31 +319,42 @@ pub fn switch_in(t: &mut ThreadState, task: Typed, now: u64) {
     end(t);
 }
 
-/// The wake-up of a thread was not told. How long it then waited for a CPU is known to the
-/// scheduler, but only once it has arrived there: its clock is read now and at the switch-out.
+/// Compares the waits for a CPU since the last switch-out with the scheduler's own clock of them,
+/// and moves what it knows more of to the run queue: from the CPU where the thread was preempted
+/// and resumed without an event, from the block before where its wake-up was not told.
+///
+/// The two clocks start a few µs apart (`sched_waking` comes before the thread is queued), so that
+/// less than [`UNTOLD_NS`] is no difference.
 #[inline(always)]
-fn note_missed_wake(t: &mut ThreadState, task: Typed) {
-    if offset!(task_run_delay) == ABSENT {
-        lose(Loss::WakeMissed);
-        return;
-    }
-    lose(Loss::WakeInferred);
-    t.missed_wake_class = t.site.class + 1;
-    t.run_delay_ns = field(task, offset!(task_run_delay));
-}
-
-/// Moves the wait for a CPU after a missed wake-up from the class before it to the run queue.
-#[inline(always)]
-fn put_back_missed_wake(t: &mut ThreadState, task: Typed) {
-    let class = opaque(t.missed_wake_class as usize).wrapping_sub(1);
+fn reconcile(t: &mut ThreadState, task: Typed) {
+    let missed = opaque(t.missed_wake_class as usize);
     t.missed_wake_class = 0;
-    if class >= class::COUNT || offset!(task_run_delay) == ABSENT {
+    let recorded = t.spent_ns[class::RUNQ as usize].wrapping_sub(t.runq_before_ns);
+    t.runq_before_ns = t.spent_ns[class::RUNQ as usize];
+    if offset!(task_run_delay) == ABSENT {
         return;
     }
-    let waited = field::<u64>(task, offset!(task_run_delay)).wrapping_sub(t.run_delay_ns);
-    if waited <= t.spent_ns[class] {
-        t.spent_ns[class] -= waited;
-        t.spent_ns[class::RUNQ as usize] += waited;
+    let delay: u64 = field(task, offset!(task_run_delay));
+    let waited = delay.wrapping_sub(t.run_delay_ns);
+    let first = t.run_delay_ns == u64::MAX;
+    t.run_delay_ns = delay;
+    let threshold = if missed != 0 { 0 } else { UNTOLD_NS };
+    if first || waited <= recorded.wrapping_add(threshold) {
+        return;
+    }
+    let from = if missed != 0 {
+        missed.wrapping_sub(1)
+    } else {
+        class::CPU as usize
+    };
+    let untold = waited - recorded;
+    if from < class::COUNT && untold <= t.spent_ns[from] {
+        t.spent_ns[from] -= untold;
+        t.spent_ns[class::RUNQ as usize] += untold;
+        t.runq_before_ns = t.spent_ns[class::RUNQ as usize];
+        if missed == 0 {
+            lose(Loss::PreemptionInferred);
+        }
     }
 }
 
@@ -357,7 +375,8 @@ fn promote(t: &mut ThreadState, now: u64) {
 /// ("delayed dequeue").
 #[inline(always)]
 fn off_queue(task: Typed) -> bool {
-    if field::<u32>(task, offset!(task_on_rq)) == 0 {
+    // An int until 7.2 and a byte since; its values are 0 to 2.
+    if field::<u8>(task, offset!(task_on_rq)) == 0 {
         return true;
     }
     let delayed = offset!(task_sched_delayed);
@@ -408,10 +427,13 @@ fn wake_blocked(t: &mut ThreadState) {
 
 /// A full fence on x86-64 (a locked addition, 5 ns): the note must be visible before the state is
 /// read again, or this side and the switch-out could miss each other.
+///
+/// VERIFIER: it adds one, not zero: the compiler makes an atomic OR of an addition of zero, which
+/// 5.10 does not know.
 #[inline(always)]
 fn fence(t: &mut ThreadState) {
     // SAFETY: a field of a live map value.
-    unsafe { add(&raw mut t.switches, 0) };
+    unsafe { add(&raw mut t.fences, 1) };
 }
 
 /// A new thread is put on a run queue for the first time. Between its creation and this it was not

@@ -59,6 +59,7 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         unaccounted_ns: 0,
         last_ns: 0,
         woken_ns: 0,
+        fences: 0,
         promote_at_ns: if new_process {
             now + setting!(promote_after_ns)
         } else {
@@ -66,7 +67,8 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         },
         switches: 0,
         runtime_ns: 0,
-        run_delay_ns: 0,
+        run_delay_ns: u64::MAX,
+        runq_before_ns: 0,
         file: 0,
         site: SiteKey::EMPTY,
         memo: [StackMemo {

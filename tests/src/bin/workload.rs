@@ -1,4 +1,5 @@
-//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--now] [--hold] [--quiet]`,
+//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--now] [--hold] [--quiet]
+//! [--urgent]`,
 //! see `perf_agent_tests::workloads`.
 
 use std::io;
@@ -28,6 +29,7 @@ fn run() -> io::Result<()> {
         )));
     };
     let options = Options::parse(arguments)?;
+    options.apply()?;
     let gate = Gate::new(&options);
     let done = workload(&options, &gate)?;
     gate.close(&done)

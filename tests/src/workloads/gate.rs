@@ -23,6 +23,8 @@ pub struct Options {
     pub hold: bool,
     /// Leaves standard output alone.
     pub quiet: bool,
+    /// Goes before everything else on the machine.
+    pub urgent: bool,
 }
 
 impl Options {
@@ -35,6 +37,7 @@ impl Options {
             now: false,
             hold: false,
             quiet: false,
+            urgent: false,
         };
         while let Some(argument) = arguments.next() {
             let mut value = || {
@@ -48,10 +51,20 @@ impl Options {
                 "--now" => options.now = true,
                 "--hold" => options.hold = true,
                 "--quiet" => options.quiet = true,
+                "--urgent" => options.urgent = true,
                 other => return Err(io::Error::other(format!("unknown option {other}"))),
             }
         }
         Ok(options)
+    }
+
+    /// Applies what concerns the process as a whole.
+    pub fn apply(&self) -> io::Result<()> {
+        if self.urgent {
+            // SAFETY: takes no pointers; 0 is this process.
+            check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) })?;
+        }
+        Ok(())
     }
 
     /// When the work ends, if it begins now.

@@ -14,6 +14,7 @@ pub mod gate;
 pub mod lockfight;
 pub mod meter;
 pub mod migrate;
+pub mod paced_calls;
 pub mod runq;
 pub mod shortlived_thread;
 pub mod sleep_poll;
@@ -38,6 +39,7 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("fsyncs", fsyncs::run),
     ("lockfight", lockfight::run),
     ("migrate", migrate::run),
+    ("paced-calls", paced_calls::run),
     ("runq", runq::run),
     ("shortlived-thread", shortlived_thread::run),
     ("sleep-poll", sleep_poll::run),
