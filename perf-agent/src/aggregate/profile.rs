@@ -289,11 +289,13 @@ fn profile(
     ProcessProfile { sites, rest, locks }
 }
 
+/// What is shown of a site's place: class, system call, detail, frames.
+type Reading = (String, Option<String>, Option<Detail>, Vec<String>);
+
 /// Sites that read the same (the same names at other addresses) are one.
 fn merge(sites: Vec<(SiteKey, Site)>) -> Vec<Site> {
     let mut merged: Vec<Site> = Vec::new();
-    let mut index: HashMap<(String, Option<String>, Option<Detail>, Vec<String>), usize> =
-        HashMap::new();
+    let mut index: HashMap<Reading, usize> = HashMap::new();
     let mut sites = sites;
     sites.sort_by_key(|(key, _)| *key);
     for (_, site) in sites {

@@ -241,10 +241,7 @@ impl Live {
 
     /// Empties the ring.
     pub fn poll(&mut self) {
-        loop {
-            let Some(bytes) = self.kernel.ring.next().map(|item| item.to_vec()) else {
-                break;
-            };
+        while let Some(bytes) = self.kernel.ring.next().map(|item| item.to_vec()) {
             self.received += 1;
             self.note(&bytes);
             self.frames.push(Frame::Record(bytes));

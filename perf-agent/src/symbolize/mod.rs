@@ -36,9 +36,11 @@ struct Mapping {
 
 impl Default for Stacks {
     fn default() -> Self {
-        let mut kernel = Kernel::default();
-        // kallsyms has every function's name; DWARF of the kernel is hundreds of MB.
-        kernel.vmlinux = blazesym::MaybeDefault::None;
+        let kernel = Kernel {
+            // kallsyms has every function's name; DWARF of the kernel is hundreds of MB.
+            vmlinux: blazesym::MaybeDefault::None,
+            ..Kernel::default()
+        };
         Stacks {
             symbolizer: Symbolizer::builder().enable_inlined_fns(false).build(),
             kernel: Source::Kernel(kernel),
