@@ -9,7 +9,7 @@ use std::fs::File;
 use std::hint::black_box;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -31,7 +31,7 @@ const CACHE_PORT: u16 = 6379;
 /// Where a thread cannot be started, or the loopback server or the journal file cannot be made.
 pub fn run_workload(seconds: u64) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
-    let directory = JournalDirectory::create()?;
+    let journal = open_journal()?;
     let listener = bind_cache()?;
     let cache = listener.local_addr().context("address of the cache")?;
 
@@ -49,9 +49,9 @@ pub fn run_workload(seconds: u64) -> Result<()> {
             check_out_orders(&inventory, &stop)
         })?);
     }
-    let (journal, journal_stop) = (directory.0.join("journal"), stop.clone());
+    let journal_stop = stop.clone();
     threads.push(start("journal", move || {
-        keep_journal(&journal, &journal_stop)
+        keep_journal(journal, &journal_stop)
     })?);
     let (report_stop, queue_stop) = (stop.clone(), stop.clone());
     threads.push(start("report", move || make_reports(&report_stop))?);
@@ -80,35 +80,23 @@ fn start(
         .with_context(|| format!("starting thread {name}"))
 }
 
-/// A directory of this process's own, removed with what is in it.
-struct JournalDirectory(PathBuf);
-
-impl JournalDirectory {
-    /// Under /var/tmp, which unlike /tmp is seldom kept in memory, so that fsync has a disk to
-    /// wait for.
-    fn create() -> Result<Self> {
-        let name = format!("perf-agent-demo-{}", std::process::id());
-        let parents = [PathBuf::from("/var/tmp"), std::env::temp_dir()];
-        let mut last = None;
-        for parent in parents {
-            let path = parent.join(&name);
-            match std::fs::create_dir(&path) {
-                Ok(()) => return Ok(JournalDirectory(path)),
-                Err(e) => last = Some((path, e)),
-            }
+/// Opens the journal under /var/tmp, which unlike /tmp is seldom kept in memory, so that fsync has a
+/// disk to wait for. Its name is removed at once: the workload may be killed, and leaves nothing
+/// behind then either.
+fn open_journal() -> Result<File> {
+    let name = format!("perf-agent-demo-{}.journal", std::process::id());
+    let here = PathBuf::from("/var/tmp").join(&name);
+    let there = std::env::temp_dir().join(&name);
+    let (file, path) = match File::create_new(&here) {
+        Ok(file) => (file, here),
+        Err(_) => {
+            let file = File::create_new(&there);
+            let file = file.with_context(|| format!("creating {}", there.display()))?;
+            (file, there)
         }
-        match last {
-            Some((path, e)) => Err(e).with_context(|| format!("creating {}", path.display())),
-            None => Err(anyhow!("no directory for the journal")),
-        }
-    }
-}
-
-impl Drop for JournalDirectory {
-    fn drop(&mut self) {
-        // Nothing can be done about a failure here, and the system clears the place in time.
-        drop(std::fs::remove_dir_all(&self.0));
-    }
+    };
+    std::fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+    Ok(file)
 }
 
 struct Inventory {
@@ -175,8 +163,7 @@ fn burn(length: Duration) {
     }
 }
 
-fn keep_journal(path: &Path, stop: &AtomicBool) -> Result<()> {
-    let mut file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+fn keep_journal(mut file: File, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Ordering::Relaxed) {
         commit_journal_entry(&mut file).context("writing the journal")?;
         thread::sleep(Duration::from_millis(15));
@@ -309,8 +296,8 @@ mod tests {
         let took = began.elapsed();
         assert!(took >= Duration::from_secs(1), "{took:?}");
         assert!(took < Duration::from_secs(5), "{took:?}");
-        let left = format!("perf-agent-demo-{}", std::process::id());
-        assert!(!Path::new("/var/tmp").join(&left).exists());
+        let left = format!("perf-agent-demo-{}.journal", std::process::id());
+        assert!(!PathBuf::from("/var/tmp").join(&left).exists());
         assert!(!std::env::temp_dir().join(&left).exists());
     }
 
