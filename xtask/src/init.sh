@@ -31,7 +31,13 @@ send doctor.txt $?
 
 timeout 120 /perf-agent trace --duration 20s --format ndjson --output /tmp/out.ndjson \
     -- /truth --json /tmp/truth.json > /tmp/trace.out 2> /tmp/trace.err
-send trace.err $?
+code=$?
+send trace.err $code
+if [ $code -ne 0 ]; then
+    # The verifier's own words, where it refused a program.
+    timeout 60 /perf-agent -vv verify > /tmp/verify.txt 2>&1
+    send verify.txt $?
+fi
 send trace.out 0
 send truth.json 0
 send out.ndjson 0
