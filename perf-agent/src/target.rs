@@ -6,7 +6,7 @@ use std::{
     ffi::OsString,
     fs,
     io::{Read as _, Write as _},
-    os::unix::process::CommandExt as _,
+    os::{fd::AsFd as _, unix::process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::mpsc,
@@ -156,6 +156,10 @@ impl Held {
         let (mut go_reader, go) = std::io::pipe().context("making a pipe")?;
         let mut command = Command::new(&program);
         command.args(arguments);
+        // Standard output carries the trace; a command's own output beside it would break the lines.
+        if let Ok(stderr) = std::io::stderr().as_fd().try_clone_to_owned() {
+            command.stdout(stderr);
+        }
         // SAFETY: between fork and exec only a write, a read and getpid happen, which are
         // async-signal-safe.
         unsafe {

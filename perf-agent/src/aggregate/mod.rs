@@ -118,7 +118,10 @@ impl Pipeline {
             }
             Fact::Process(p) => {
                 self.threads.process(p.pid, &p.comm);
-                self.owners.insert(p.slot, p.pid);
+                // The shared slot is nobody's: what is charged to it cannot be told apart.
+                if p.slot != crate::drain::slots::SHARED {
+                    self.owners.insert(p.slot, p.pid);
+                }
                 // The processes named on the command line follow the start at once.
                 return self.hello_when_named(p.pid);
             }

@@ -69,8 +69,12 @@ pub struct Live {
     stats: Option<(OwnedFd, u64)>,
     bpf_counted: (u64, u64),
     syscalls_since_ns: Option<u64>,
+    /// Syscalls are counted all the time, not in slices.
+    only_whole_calls: bool,
     syscalls_on_ns: u64,
     counted_calls: HashMap<(u32, u32), u64>,
+    /// Seeded threads whose class is known, by id and start of their account.
+    resolved: HashSet<(u32, u64)>,
     thread_entries: usize,
 }
 
@@ -112,8 +116,10 @@ impl Live {
             stats: None,
             bpf_counted: (0, 0),
             syscalls_since_ns: None,
+            only_whole_calls: start.syscalls == "full",
             syscalls_on_ns: 0,
             counted_calls: HashMap::new(),
+            resolved: HashSet::new(),
             thread_entries: 0,
         };
         live.start(start, targets);
@@ -289,6 +295,9 @@ impl Live {
         self.processes.remove(&pid);
         self.stacks.forget(pid);
         if self.slots.has(pid) {
+            // What it did since the last window: nobody asks for its slot again.
+            let slot = self.slots.give(pid);
+            self.read_histograms(slot);
             self.slots.ended(pid, monotonic_ns());
             let _ = self.kernel.maps.slots.delete(&pid.to_ne_bytes());
         }
@@ -306,6 +315,7 @@ impl Live {
                 unsafe {
                     control.as_ptr().write_volatile(Control {
                         slice_start_ns: now,
+                        only_whole_calls: self.only_whole_calls.into(),
                     })
                 };
             }
@@ -451,22 +461,27 @@ impl Live {
 
     /// Reads what `/proc` says of each thread, and where seeded threads without events are.
     fn read_proc(&mut self, threads: &[u8]) {
-        let mut sockets: HashMap<u32, seeds::Sockets> = HashMap::new();
-        for entry in threads
+        // By network namespace: every process of one reads the same tables.
+        let mut sockets: HashMap<u64, seeds::Sockets> = HashMap::new();
+        for (i, entry) in threads
             .chunks_exact(4 + size_of::<ThreadState>())
-            .take(MAX_THREADS_READ)
+            .enumerate()
         {
             let Some(t) = ThreadState::from_bytes(&entry[4..]) else {
                 continue;
             };
-            if let Some(fact) = thread_fact(t.tgid, t.tid) {
+            if i < MAX_THREADS_READ
+                && let Some(fact) = thread_fact(t.tgid, t.tid)
+            {
                 self.frames.push(Frame::Fact(Fact::Thread(fact)));
             }
-            if t.state != thread_state::SEEDED {
+            // Once a thread: as long as nothing happens to it, it stays where it was.
+            if t.state != thread_state::SEEDED || self.resolved.contains(&(t.tid, t.start_ns)) {
                 continue;
             }
+            let netns = fs::metadata(format!("/proc/{}/ns/net", t.tgid)).map_or(0, |m| m.ino());
             let sockets = sockets
-                .entry(t.tgid)
+                .entry(netns)
                 .or_insert_with(|| seeds::Sockets::of(t.tgid));
             let Some(fact) = seeds::class_of(t.tgid, t.tid, &self.kinds, sockets) else {
                 continue;
@@ -478,6 +493,7 @@ impl Live {
                     .is_some_and(|now| now.state == thread_state::SEEDED)
             );
             if unchanged {
+                self.resolved.insert((t.tid, t.start_ns));
                 self.frames.push(Frame::Fact(Fact::Seeded(fact)));
             }
         }
@@ -659,6 +675,7 @@ fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> ThreadState {
         runtime_ns: 0,
         run_delay_ns: u64::MAX,
         runq_before_ns: 0,
+        cpu_before_ns: 0,
         file: 0,
         site: SiteKey::EMPTY,
         memo: [StackMemo::default(); 4],

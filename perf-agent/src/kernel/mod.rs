@@ -184,6 +184,11 @@ impl Kernel {
     }
 
     fn note_absent(&mut self, absent: &[(&'static str, Need)]) {
+        self.signals.push(SignalState {
+            name: "faults".to_owned(),
+            on: true,
+            reason: "counted by the kernel (/proc), time blocked from the ledger".to_owned(),
+        });
         for (need, name) in [
             (Need::Fd, "fds"),
             (Need::Net, "peers"),

@@ -74,9 +74,12 @@ impl Stacks {
         if !missing.is_empty() {
             self.look_up(pid, &missing);
         }
+        // A frame-pointer walk through code without frame pointers reads what happens to stand
+        // there: from the first word that is no address of code on it is data, the target's.
         let mut frames: Vec<FrameFact> = looked_up
             .iter()
-            .map(|a| self.frames.get(&(pid, *a)).cloned().unwrap_or_default())
+            .map_while(|a| self.frames.get(&(pid, *a)).cloned())
+            .take_while(|f| pid == 0 || f.symbolized || f.module.is_some())
             .collect();
         if pid == 0 {
             strip_scheduler(&mut frames);
@@ -195,7 +198,11 @@ fn mappings(text: &str) -> Vec<Mapping> {
             let mut words = line.split_whitespace();
             let (start, end) = words.next()?.split_once('-')?;
             let hex = |s| u64::from_str_radix(s, 16).ok();
-            let offset = words.nth(1)?;
+            let permissions = words.next()?;
+            let offset = words.next()?;
+            if !permissions.contains('x') {
+                return None;
+            }
             Some(Mapping {
                 start: hex(start)?,
                 end: hex(end)?,

@@ -53,5 +53,9 @@ pub struct Control {
     /// Start of the current slice of the syscalls signal: an entry seen before it pairs with
     /// nothing.
     pub slice_start_ns: u64,
+    /// Not 0: a call that was entered before the attach is not counted at all, so that the counts
+    /// are those of calls made under the trace. In slices it is counted (and not timed): a slice
+    /// is to see as many ends of calls as there are.
+    pub only_whole_calls: u64,
 }
-wire!(Control => 8);
+wire!(Control => 16);

@@ -120,8 +120,9 @@ pub struct ThreadState {
     pub runtime_ns: u64,
     /// `task->sched_info.run_delay` at the last switch away, `u64::MAX` before the first.
     pub run_delay_ns: u64,
-    /// `spent_ns[RUNQ]` at that time.
+    /// `spent_ns[RUNQ]` and `spent_ns[CPU]` at that time.
     pub runq_before_ns: u64,
+    pub cpu_before_ns: u64,
     /// The fd's file seen last, with what it is: saves walking it again.
     pub file: u64,
     /// Open site (valid while `state` is `BLOCKED`).
@@ -148,7 +149,7 @@ pub struct ThreadState {
     pub pad: [u8; 3],
     pub seq_tail: u64,
 }
-wire!(ThreadState => 8 * (3 + class::COUNT + 10) + 40 + 24 * MEMO_SLOTS + 24 + 16 + 16 + 8 + 8);
+wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 40 + 24 * MEMO_SLOTS + 24 + 16 + 16 + 8 + 8);
 
 /// Histograms of one process, an element of the memory-mapped array `histograms`. Cumulative.
 #[repr(C)]

@@ -48,7 +48,7 @@ static SITES: HashMap<SiteKey, SiteTotals> = HashMap::with_max_entries(16384, 0)
 #[map(name = "wakers")]
 static WAKERS: HashMap<WakerKey, SiteTotals> = HashMap::with_max_entries(4096, 0);
 
-/// Waits for a CPU that the scheduler counted and no event told of are put back from this on.
+/// A wait for a CPU that no event told of is counted as a preemption put back from this on.
 const UNTOLD_NS: u64 = 500_000;
 
 /// The thread's account, if it is a target's.
@@ -247,8 +247,9 @@ pub fn switch_out(t: &mut ThreadState, task: Typed, preempted: bool, now: u64) -
             close(t, class::CPU, now);
         }
     }
+    let ran = runtime.wrapping_sub(t.runtime_ns);
     t.runtime_ns = runtime;
-    reconcile(t, task);
+    reconcile(t, task, ran);
     // The task's own field, not the tracepoint's argument: where a signal is pending the scheduler
     // has set the field back to "running" and passes the older value on (5.18 to 6.13).
     let state: u32 = field(task, offset!(task_state));
@@ -319,43 +320,53 @@ pub fn switch_in(t: &mut ThreadState, now: u64) {
     end(t);
 }
 
-/// Compares the waits for a CPU since the last switch-out with the scheduler's own clock of them,
-/// and moves what it knows more of to the run queue: from the CPU where the thread was preempted
-/// and resumed without an event, from the block before where its wake-up was not told.
+/// Lets the scheduler's own clocks decide between the CPU and the run queue, stint by stint, where
+/// they and the events differ; the sum stays.
 ///
-/// The two clocks start a few µs apart (`sched_waking` comes before the thread is queued), so that
-/// less than [`UNTOLD_NS`] is no difference.
+/// They differ where an event was not told (a wake-up: the wait is in the blocked class; a
+/// preemption and resumption: it is in the CPU's), and where the scheduler starts the next task's
+/// clock at the wake-up that preempts, before it switches (measured: 208 ms against 186 ms by the
+/// tracepoint alone, for a thread that migrates 1,000 times).
 #[inline(always)]
-fn reconcile(t: &mut ThreadState, task: Typed) {
-    let missed = opaque(t.missed_wake_class as usize);
+fn reconcile(t: &mut ThreadState, task: Typed, ran: u64) {
+    const CPU: usize = class::CPU as usize;
+    const RUNQ: usize = class::RUNQ as usize;
+    let missed = t.missed_wake_class as usize;
     t.missed_wake_class = 0;
-    let recorded = t.spent_ns[class::RUNQ as usize].wrapping_sub(t.runq_before_ns);
-    t.runq_before_ns = t.spent_ns[class::RUNQ as usize];
     if offset!(task_run_delay) == ABSENT {
         return;
     }
     let delay: u64 = field(task, offset!(task_run_delay));
-    let waited = delay.wrapping_sub(t.run_delay_ns);
     let first = t.run_delay_ns == u64::MAX;
+    let waited = delay.wrapping_sub(t.run_delay_ns);
     t.run_delay_ns = delay;
-    let threshold = if missed != 0 { 0 } else { UNTOLD_NS };
-    if first || waited <= recorded.wrapping_add(threshold) {
-        return;
-    }
-    let from = if missed != 0 {
-        missed.wrapping_sub(1)
-    } else {
-        class::CPU as usize
-    };
-    let untold = waited - recorded;
-    if from < class::COUNT && untold <= t.spent_ns[from] {
-        t.spent_ns[from] -= untold;
-        t.spent_ns[class::RUNQ as usize] += untold;
-        t.runq_before_ns = t.spent_ns[class::RUNQ as usize];
-        if missed == 0 {
-            lose(Loss::PreemptionInferred);
+    let queued = t.spent_ns[RUNQ].wrapping_sub(t.runq_before_ns);
+    let on_cpu = t.spent_ns[CPU].wrapping_sub(t.cpu_before_ns);
+    if !first && waited > queued {
+        let untold = waited - queued;
+        let from = opaque(if missed != 0 {
+            missed.wrapping_sub(1)
+        } else {
+            CPU
+        });
+        if from < class::COUNT && untold <= t.spent_ns[from] {
+            t.spent_ns[from] -= untold;
+            t.spent_ns[RUNQ] += untold;
+            if missed == 0 && untold > UNTOLD_NS {
+                lose(Loss::PreemptionInferred);
+            }
         }
+    } else if !first && ran > on_cpu {
+        let early = if ran - on_cpu < queued - waited {
+            ran - on_cpu
+        } else {
+            queued - waited
+        };
+        t.spent_ns[RUNQ] -= early;
+        t.spent_ns[CPU] += early;
     }
+    t.runq_before_ns = t.spent_ns[RUNQ];
+    t.cpu_before_ns = t.spent_ns[CPU];
 }
 
 /// Gives a thread the histogram slot of its own process, once that has one.

@@ -69,6 +69,7 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         runtime_ns: 0,
         run_delay_ns: u64::MAX,
         runq_before_ns: 0,
+        cpu_before_ns: 0,
         file: 0,
         site: SiteKey::EMPTY,
         memo: [StackMemo {

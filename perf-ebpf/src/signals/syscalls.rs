@@ -49,8 +49,13 @@ pub fn enter(t: &mut ThreadState, nr: u64) {
 pub fn exit(t: &mut ThreadState, nr_now: i32, result: i64) {
     let entered = t.sys_enter_ns;
     t.sys_enter_ns = 0;
-    let slice_start = CONTROL.get(0).map_or(0, |c| c.slice_start_ns);
+    let (slice_start, only_whole) = CONTROL
+        .get(0)
+        .map_or((0, 0), |c| (c.slice_start_ns, c.only_whole_calls));
     let timed = entered != 0 && entered >= slice_start;
+    if !timed && only_whole != 0 {
+        return;
+    }
     let nr = if timed {
         t.sys_nr
     } else if nr_now >= 0 {
