@@ -693,7 +693,8 @@ fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> ThreadState {
         file_kind: 0,
         file_detail_kind: 0,
         missed_wake_class: 0,
-        pad: [0; 3],
+        woken_from: 0,
+        pad: [0; 2],
         seq_tail: 0,
     }
 }

@@ -146,7 +146,10 @@ pub struct ThreadState {
     pub file_detail_kind: u8,
     /// Class of a block whose wake-up was not told, plus one; 0 for none.
     pub missed_wake_class: u8,
-    pub pad: [u8; 3],
+    /// Class of the block that the last wake-up ended, plus one; 0 where there was none since the
+    /// last switch away.
+    pub woken_from: u8,
+    pub pad: [u8; 2],
     pub seq_tail: u64,
 }
 wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 40 + 24 * MEMO_SLOTS + 24 + 16 + 16 + 8 + 8);

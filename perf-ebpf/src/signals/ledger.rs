@@ -429,6 +429,7 @@ fn wake_blocked(t: &mut ThreadState) {
     let class = t.site.class;
     let length = close(t, class, now);
     record_site(t, length);
+    t.woken_from = class + 1;
     t.state = thread_state::QUEUED;
     end(t);
     if class == class::LOCK && t.site.detail_kind == detail::FUTEX {

@@ -92,7 +92,8 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         file_kind: 0,
         file_detail_kind: 0,
         missed_wake_class: 0,
-        pad: [0; 3],
+        woken_from: 0,
+        pad: [0; 2],
         seq_tail: 0,
     };
     if THREADS.insert(&tid, &*t, BPF_NOEXIST as u64).is_err() {
