@@ -297,6 +297,7 @@ pub fn switch_in(t: &mut ThreadState, now: u64) {
             record_site(t, length);
             if t.woken_ns != 0 {
                 close(t, class::RUNQ, now);
+                t.woken_from = t.site.class + 1;
             } else {
                 // How long it then waited for a CPU comes at the switch-out, see `reconcile`.
                 lose(if offset!(task_run_delay) == ABSENT {
@@ -364,6 +365,15 @@ fn reconcile(t: &mut ThreadState, task: Typed, ran: u64) {
         };
         t.spent_ns[RUNQ] -= early;
         t.spent_ns[CPU] += early;
+    }
+    // What is left of the difference lies between `sched_waking` and the thread's arrival in a queue
+    // (an interrupt to another CPU, a migration): to the scheduler it slept on.
+    let queued = t.spent_ns[RUNQ].wrapping_sub(t.runq_before_ns);
+    let woken_from = opaque((t.woken_from as usize).wrapping_sub(1));
+    t.woken_from = 0;
+    if !first && queued > waited && woken_from < class::COUNT {
+        t.spent_ns[RUNQ] -= queued - waited;
+        t.spent_ns[woken_from] += queued - waited;
     }
     t.runq_before_ns = t.spent_ns[RUNQ];
     t.cpu_before_ns = t.spent_ns[CPU];
