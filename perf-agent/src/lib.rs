@@ -6,6 +6,7 @@
 pub mod aggregate;
 pub mod cli;
 pub mod commands;
+pub mod decode;
 pub mod demo;
 pub mod detect;
 pub mod doctor;

@@ -1,0 +1,105 @@
+//! Application protocols over byte streams: what a connection carried, as exchanges of a request
+//! and its answer.
+//!
+//! A [`Decoder`] is pure and does no I/O: it takes the bytes of both directions in stream order,
+//! in whatever pieces they came, and gives [`Exchange`]s. It never aborts: bad input is an
+//! [`Anomaly`] and the decoder goes on at the next message boundary it can find. Its memory is
+//! bounded by constants, whatever lengths a peer claims.
+//!
+//! One file a protocol and one line in [`PROTOCOLS`].
+
+pub mod framing;
+pub mod output;
+pub mod outstanding;
+#[cfg(test)]
+mod testing;
+
+pub use output::{Anomaly, Exchange, Options, Output, TextId, Transaction};
+pub use outstanding::{Outcome, Outstanding};
+
+/// Which way bytes flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Client to server.
+    Request,
+    /// Server to client.
+    Response,
+}
+
+/// How sure a look at the first bytes of a piece makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Cannot be this protocol: not asked again for this connection.
+    No,
+    /// Too short to tell, or nothing in it that tells.
+    Unsure,
+    /// Fits, but other protocols would look the same; taken if no other is surer.
+    Maybe,
+    /// Nothing else looks like this.
+    Yes,
+}
+
+/// Whether a decoder sees a connection from its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joined {
+    AtStart,
+    /// The connection is older than the trace: handshakes and prepared statements are unseen, and
+    /// the first bytes may be in the middle of a message.
+    Late,
+}
+
+/// A protocol perf-agent decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Postgresql,
+    Mysql,
+    Redis,
+    Memcached,
+    Mongodb,
+    Http,
+    Http2,
+    Kafka,
+}
+
+impl Protocol {
+    /// Name in `connections`, `statements` and, behind `net.`, in the ledger.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Protocol::Postgresql => "postgresql",
+            Protocol::Mysql => "mysql",
+            Protocol::Redis => "redis",
+            Protocol::Memcached => "memcached",
+            Protocol::Mongodb => "mongodb",
+            Protocol::Http => "http",
+            Protocol::Http2 => "http2",
+            Protocol::Kafka => "kafka",
+        }
+    }
+}
+
+/// Decodes one connection.
+pub trait Decoder {
+    /// Takes bytes of one direction, in stream order. `at_ns` is when the last of them was sent or
+    /// received (CLOCK_MONOTONIC).
+    fn bytes(&mut self, direction: Direction, at_ns: u64, bytes: &[u8], output: &mut Output);
+
+    /// `count` bytes of one direction passed that were not captured.
+    fn gap(&mut self, direction: Direction, at_ns: u64, count: u64, output: &mut Output);
+
+    /// The connection ended, or the trace did: what is outstanding stays unanswered.
+    fn end(&mut self, output: &mut Output);
+
+    /// Requests that wait for (the rest of) their answer.
+    fn in_flight(&self) -> usize;
+}
+
+/// A protocol's line in the registry.
+pub struct Entry {
+    pub protocol: Protocol,
+    /// Looks at the beginning of a piece of one direction.
+    pub detect: fn(Direction, &[u8]) -> Verdict,
+    pub decoder: fn(Joined) -> Box<dyn Decoder + Send>,
+}
+
+/// Every protocol, the surest to recognise first.
+pub const PROTOCOLS: &[Entry] = &[];

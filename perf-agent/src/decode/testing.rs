@@ -1,0 +1,186 @@
+//! What the decoders' tests share: transcripts of connections, in any pieces.
+
+use proptest::prelude::*;
+
+use super::{Anomaly, Decoder, Direction, Joined, Options, Output, PROTOCOLS, Protocol};
+
+/// One piece of a connection's bytes: direction, when, what.
+pub type Piece = (Direction, u64, Vec<u8>);
+
+/// A request's piece.
+pub fn asks(at_ns: u64, bytes: impl AsRef<[u8]>) -> Piece {
+    (Direction::Request, at_ns, bytes.as_ref().to_vec())
+}
+
+/// An answer's piece.
+pub fn answers(at_ns: u64, bytes: impl AsRef<[u8]>) -> Piece {
+    (Direction::Response, at_ns, bytes.as_ref().to_vec())
+}
+
+/// An exchange by its texts, for comparison.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read {
+    pub text: String,
+    pub started_ns: u64,
+    pub first_byte_ns: u64,
+    pub last_byte_ns: u64,
+    pub queued_ns: u64,
+    pub error: Option<String>,
+    pub hits: u32,
+    pub misses: u32,
+}
+
+/// What a decoder made of a transcript.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decoded {
+    pub exchanges: Vec<Read>,
+    /// Summed by kind, in the order of their kinds.
+    pub anomalies: Vec<(Anomaly, u64)>,
+    /// Bytes understood of each direction.
+    pub decoded: [u64; 2],
+}
+
+impl Decoded {
+    /// Text and error of each exchange.
+    pub fn texts(&self) -> Vec<(&str, Option<&str>)> {
+        let exchanges = self.exchanges.iter();
+        exchanges
+            .map(|e| (e.text.as_str(), e.error.as_deref()))
+            .collect()
+    }
+
+    pub fn count(&self, what: Anomaly) -> u64 {
+        let of_kind = self.anomalies.iter().filter(|(kind, _)| *kind == what);
+        of_kind.map(|(_, n)| n).sum()
+    }
+}
+
+/// A decoder of a protocol, as the registry makes it.
+pub fn decoder(protocol: Protocol, joined: Joined) -> Box<dyn Decoder + Send> {
+    let entry = PROTOCOLS.iter().find(|e| e.protocol == protocol);
+    let entry = entry.unwrap_or_else(|| panic!("{protocol:?} is not in PROTOCOLS"));
+    (entry.decoder)(joined)
+}
+
+/// Decodes a transcript to its end.
+pub fn decode(protocol: Protocol, joined: Joined, pieces: &[Piece]) -> Decoded {
+    decode_with(protocol, joined, Options::default(), pieces)
+}
+
+/// As [`decode`], with options.
+pub fn decode_with(
+    protocol: Protocol,
+    joined: Joined,
+    options: Options,
+    pieces: &[Piece],
+) -> Decoded {
+    let (mut decoder, mut output) = (decoder(protocol, joined), Output::new(options));
+    for (direction, at_ns, bytes) in pieces {
+        decoder.bytes(*direction, *at_ns, bytes, &mut output);
+    }
+    decoder.end(&mut output);
+    read(&output)
+}
+
+/// What an output holds, by texts.
+pub fn read(output: &Output) -> Decoded {
+    let text = |id| output.text_of(id).to_owned();
+    let exchanges = output.exchanges.iter().map(|e| Read {
+        text: text(e.text),
+        started_ns: e.started_ns,
+        first_byte_ns: e.first_byte_ns,
+        last_byte_ns: e.last_byte_ns,
+        queued_ns: e.queued_ns,
+        error: e.error.map(text),
+        hits: e.hits,
+        misses: e.misses,
+    });
+    let mut sums = std::collections::BTreeMap::new();
+    for (what, n) in &output.anomalies {
+        *sums.entry(*what).or_default() += n;
+    }
+    Decoded {
+        exchanges: exchanges.collect(),
+        anomalies: sums.into_iter().collect(),
+        decoded: output.decoded,
+    }
+}
+
+/// Demands that every piece, cut at every position, and all cut into single bytes, gives the same
+/// as whole; returns that.
+pub fn cut_anywhere(protocol: Protocol, joined: Joined, pieces: &[Piece]) -> Decoded {
+    let whole = decode(protocol, joined, pieces);
+    for (i, (direction, at_ns, bytes)) in pieces.iter().enumerate() {
+        for cut in 1..bytes.len() {
+            let mut parts = pieces.to_vec();
+            parts[i].2.truncate(cut);
+            parts.insert(i + 1, (*direction, *at_ns, bytes[cut..].to_vec()));
+            let cut_up = decode(protocol, joined, &parts);
+            assert_eq!(cut_up, whole, "piece {i} cut at {cut}");
+        }
+    }
+    let bytes = pieces
+        .iter()
+        .flat_map(|(direction, at_ns, bytes)| bytes.iter().map(|b| (*direction, *at_ns, vec![*b])));
+    let bytes: Vec<Piece> = bytes.collect();
+    assert_eq!(decode(protocol, joined, &bytes), whole, "byte by byte");
+    whole
+}
+
+/// What a hostile or broken peer may send: pieces and gaps. `seeds` are valid beginnings that are
+/// mixed in, so that not only the first check of a decoder is reached.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Bytes(Direction, Vec<u8>),
+    Gap(Direction, u64),
+}
+
+fn direction() -> impl Strategy<Value = Direction> {
+    prop_oneof![Just(Direction::Request), Just(Direction::Response)]
+}
+
+/// Sequences of random bytes, of damaged and cut valid messages, and of gaps.
+pub fn events(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<Event>> {
+    let random = proptest::collection::vec(any::<u8>(), 0..64);
+    let mutated = (
+        proptest::sample::select(seeds),
+        any::<prop::sample::Index>(),
+        any::<u8>(),
+        0usize..200,
+    )
+        .prop_map(|(mut bytes, at, value, keep)| {
+            if !bytes.is_empty() && value % 4 != 0 {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            bytes.truncate(keep);
+            bytes
+        });
+    let bytes = prop_oneof![1 => random, 3 => mutated];
+    let event = prop_oneof![
+        8 => (direction(), bytes).prop_map(|(d, b)| Event::Bytes(d, b)),
+        1 => (direction(), prop_oneof![0u64..100, any::<u64>()]).prop_map(|(d, n)| Event::Gap(d, n)),
+    ];
+    proptest::collection::vec(event, 0..12)
+}
+
+/// Feeds events to a decoder; demands that it claims no more bytes decoded than there were.
+pub fn survives(protocol: Protocol, joined: Joined, events: &[Event]) {
+    let mut output = Output::new(Options::default());
+    let mut decoder = decoder(protocol, joined);
+    let mut seen = [0u64; 2];
+    for (at, event) in events.iter().enumerate() {
+        match event {
+            Event::Bytes(direction, bytes) => {
+                seen[*direction as usize] += bytes.len() as u64;
+                decoder.bytes(*direction, at as u64, bytes, &mut output);
+            }
+            Event::Gap(direction, n) => decoder.gap(*direction, at as u64, *n, &mut output),
+        }
+    }
+    decoder.end(&mut output);
+    assert_eq!(decoder.in_flight(), 0, "in flight after the end");
+    for (decoded, seen) in output.decoded.iter().zip(seen) {
+        assert!(*decoded <= seen, "{decoded} of {seen} bytes decoded");
+    }
+}
