@@ -26,8 +26,17 @@ pub mod class {
     /// Attached while off the CPU or on it, and no scheduler event seen since: resolved by the
     /// first event, or by user space from `/proc` when there is none.
     pub const UNKNOWN: u8 = 17;
+    /// Waiting for a peer whose protocol is known, named in [`CLASS_NAMES`](super::CLASS_NAMES).
+    pub const NET_POSTGRESQL: u8 = 18;
+    pub const NET_MYSQL: u8 = 19;
+    pub const NET_REDIS: u8 = 20;
+    pub const NET_MEMCACHED: u8 = 21;
+    pub const NET_MONGODB: u8 = 22;
+    pub const NET_HTTP: u8 = 23;
+    pub const NET_HTTP2: u8 = 24;
+    pub const NET_KAFKA: u8 = 25;
     /// How many there are.
-    pub const COUNT: usize = 18;
+    pub const COUNT: usize = 26;
 }
 
 /// Output names, by class number. `CPU` is reported as `cpu.user` and `cpu.kernel`.
@@ -50,6 +59,14 @@ pub const CLASS_NAMES: [&str; class::COUNT] = [
     "idle",
     "other",
     "unknown",
+    "net.postgresql",
+    "net.mysql",
+    "net.redis",
+    "net.memcached",
+    "net.mongodb",
+    "net.http",
+    "net.http2",
+    "net.kafka",
 ];
 
 /// What a system call waits for, as far as its number tells. User space fills a table by system

@@ -47,11 +47,17 @@ pub enum Loss {
     WakeInferred = 17,
     /// No loss: a preemption that the kernel did not tell of, put back by the scheduler's clock.
     PreemptionInferred = 18,
+    /// The data ring had no room: the bytes are counted, the decoder sees a gap.
+    DataRingFull = 19,
+    /// `connections` was full: bytes of one connection are not seen.
+    ConnectionsFull = 20,
+    /// Payload in user memory could not be read: the bytes are counted, the decoder sees a gap.
+    PayloadUnreadable = 21,
 }
 
 impl Loss {
     /// How many reasons there are.
-    pub const COUNT: usize = 19;
+    pub const COUNT: usize = 22;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Loss; Loss::COUNT] = [
@@ -74,6 +80,9 @@ impl Loss {
         Loss::SwitchInInferred,
         Loss::WakeInferred,
         Loss::PreemptionInferred,
+        Loss::DataRingFull,
+        Loss::ConnectionsFull,
+        Loss::PayloadUnreadable,
     ];
 
     /// Whether something is missing: else it was made good, and is reported as `inferred`.
@@ -106,6 +115,9 @@ impl Loss {
             Loss::SwitchInInferred => "switch_in",
             Loss::WakeInferred => "wake",
             Loss::PreemptionInferred => "preemption",
+            Loss::DataRingFull => "data_ring_full",
+            Loss::ConnectionsFull => "connections_full",
+            Loss::PayloadUnreadable => "payload_unreadable",
         }
     }
 }

@@ -99,6 +99,13 @@ offsets! {
     sock_v6_daddr: Optional ["sock.__sk_common.skc_v6_daddr"],
     sock_net: Net ["sock.__sk_common.skc_net.net"],
     net_inum: Net ["net.ns.inum"],
+    /// Local IPv4 address, network order.
+    sock_saddr: Net ["sock.__sk_common.skc_rcv_saddr"],
+    sock_v6_saddr: Optional ["sock.__sk_common.skc_v6_rcv_saddr"],
+    sock_type: Net ["sock.sk_type"],
+    sock_socket: Net ["sock.sk_socket"],
+    socket_file: Net ["socket.file"],
+    tcp_srtt_us: Optional ["tcp_sock.srtt_us"],
     unix_addr: Net ["unix_sock.addr"],
     unix_peer: Net ["unix_sock.peer"],
     unix_addr_len: Net ["unix_address.len"],

@@ -14,6 +14,7 @@ use perf_ebpf_common::{
         RecordHeader,
         ledger::{ListenerKey, ThreadState, UNIX_PATH_MAX, UnixName, detail},
         record,
+        sockets::Connection,
     },
 };
 
@@ -32,10 +33,10 @@ pub static LISTENERS: HashMap<ListenerKey, u8> = HashMap::with_max_entries(4096,
 #[map(name = "unix_seen")]
 static UNIX_SEEN: HashMap<u64, u8> = HashMap::with_max_entries(1024, 0);
 
-/// Scratch for names (one slot: only called from sched_switch and sched_waking, which do not nest
-/// on a CPU).
+/// Scratch for names: slot 0 of the scheduler's hooks, which do not nest on a CPU, slot 1 of the
+/// socket hooks, which a wake-up from an interrupt may come into.
 #[map(name = "unix_scratch")]
-static UNIX_SCRATCH: PerCpuArray<UnixName> = PerCpuArray::with_max_entries(1, 0);
+static UNIX_SCRATCH: PerCpuArray<UnixName> = PerCpuArray::with_max_entries(2, 0);
 
 const S_IFMT: u16 = 0xf000;
 const S_IFIFO: u16 = 0x1000;
@@ -65,6 +66,21 @@ fn file_of(task: Typed, fd: u32) -> Option<u64> {
     (file != 0).then_some(file)
 }
 
+/// As [`file_of`], of a task whose address is only a number to the verifier (before 5.11 the current
+/// task cannot be had otherwise).
+#[inline(always)]
+pub fn file_at(task: u64, fd: u32) -> Option<u64> {
+    let files: u64 = kernel(task + offset!(task_files) as u64)?;
+    let fdt: u64 = kernel(files + offset!(files_fdt) as u64)?;
+    let max: u32 = kernel(fdt + offset!(fdt_max_fds) as u64)?;
+    if fd >= max {
+        return None;
+    }
+    let table: u64 = kernel(fdt + offset!(fdt_fd) as u64)?;
+    let file: u64 = kernel(table + fd as u64 * 8)?;
+    (file != 0).then_some(file)
+}
+
 /// Kind of an fd ([`fd`]) of the thread's task; peer or inode go to the `file_*` fields of `t`.
 ///
 /// The last file is remembered: 95 % of blocks are on the fd of the block before, and the walk
@@ -79,10 +95,12 @@ pub fn kind_of(t: &mut ThreadState, task: Typed, fd: u32) -> u8 {
     let Some(file) = file_of(task, fd) else {
         lose(Loss::FdUnreadable);
         t.file_detail_kind = detail::NONE;
+        t.file_sk = 0;
         return fd::UNKNOWN;
     };
     if file != t.file {
         t.file_detail_kind = detail::NONE;
+        t.file_sk = 0;
         t.file_kind = resolve(t, file);
         t.file_port = if t.file_detail_kind == detail::FILE {
             fd as u16
@@ -110,6 +128,7 @@ fn resolve(t: &mut ThreadState, file: u64) -> u8 {
             }
             let socket: u64 = kernel(file + offset!(file_private) as u64).unwrap_or(0);
             let sk: u64 = kernel(socket + offset!(socket_sk) as u64).unwrap_or(0);
+            t.file_sk = sk;
             socket_kind(t, sk)
         }
         S_IFCHR => {
@@ -126,6 +145,90 @@ fn resolve(t: &mut ThreadState, file: u64) -> u8 {
             t.file_detail_kind = detail::FILE;
             fd::FILE
         }
+    }
+}
+
+/// The `struct sock` of a file that is a socket.
+#[inline(always)]
+pub fn stream_socket(file: u64) -> Option<u64> {
+    let inode: u64 = kernel(file + offset!(file_inode) as u64)?;
+    let mode: u16 = kernel(inode + offset!(inode_mode) as u64)?;
+    if mode & S_IFMT != S_IFSOCK || offset!(socket_sk) == ABSENT {
+        return None;
+    }
+    let socket: u64 = kernel(file + offset!(file_private) as u64)?;
+    let sk: u64 = kernel(socket + offset!(socket_sk) as u64)?;
+    (sk != 0).then_some(sk)
+}
+
+/// Fills in what a stream socket is, with the addresses of both ends.
+#[inline(always)]
+pub fn describe(c: &mut Connection, sk: u64) {
+    let family: u16 = kernel(sk + offset!(sock_family) as u64).unwrap_or(0);
+    if family == AF_UNIX {
+        describe_unix(c, sk);
+        return;
+    }
+    c.local_port = kernel(sk + offset!(sock_num) as u64).unwrap_or(0);
+    c.peer_port = u16::from_be(kernel(sk + offset!(sock_dport) as u64).unwrap_or(0));
+    c.kind = if is_listened(sk, c.local_port) {
+        fd::TCP_SERVER
+    } else {
+        fd::TCP_CLIENT
+    };
+    if family == AF_INET6 && offset!(sock_v6_daddr) != ABSENT && offset!(sock_v6_saddr) != ABSENT {
+        c.peer_kind = inet6(sk, offset!(sock_v6_daddr), &mut c.peer);
+        inet6(sk, offset!(sock_v6_saddr), &mut c.local);
+        return;
+    }
+    c.peer[0] = kernel::<u32>(sk + offset!(sock_daddr) as u64).unwrap_or(0) as u64;
+    c.local[0] = kernel::<u32>(sk + offset!(sock_saddr) as u64).unwrap_or(0) as u64;
+    c.peer_kind = detail::INET4;
+}
+
+/// Reads an IPv6 address; ::ffff:a.b.c.d is the IPv4 end of a dual-stack socket.
+#[inline(always)]
+fn inet6(sk: u64, offset: u32, into: &mut [u64; 2]) -> u8 {
+    let address: [u64; 2] = kernel(sk + offset as u64).unwrap_or_default();
+    let mapped = u64::from_be(address[1]);
+    if address[0] == 0 && mapped >> 32 == 0xffff {
+        *into = [(mapped as u32).to_be() as u64, 0];
+        return detail::INET4;
+    }
+    *into = address;
+    detail::INET6
+}
+
+/// Whether some socket of the same network namespace listens on a port.
+#[inline(always)]
+fn is_listened(sk: u64, port: u16) -> bool {
+    let net: u64 = kernel(sk + offset!(sock_net) as u64).unwrap_or(0);
+    let key = ListenerKey {
+        netns: kernel(net + offset!(net_inum) as u64).unwrap_or(0),
+        port: port as u32,
+    };
+    LISTENERS.get_ptr(&key).is_some()
+}
+
+/// See [`unix_kind`].
+#[inline(always)]
+fn describe_unix(c: &mut Connection, sk: u64) {
+    let own: u64 = kernel(sk + offset!(unix_addr) as u64).unwrap_or(0);
+    let other: u64 = kernel(sk + offset!(unix_peer) as u64).unwrap_or(0);
+    let name = match (own, other) {
+        (0, 0) => 0,
+        (0, other) => kernel(other + offset!(unix_addr) as u64).unwrap_or(0),
+        (own, _) => own,
+    };
+    c.kind = match (own, name) {
+        (0, 0) => fd::UNIX_PAIR,
+        (0, _) => fd::UNIX_CLIENT,
+        _ => fd::UNIX_SERVER,
+    };
+    if name != 0 {
+        c.peer = [name, 0];
+        c.peer_kind = detail::UNIX;
+        send_unix_name(name, 1);
     }
 }
 
@@ -163,13 +266,7 @@ fn socket_kind(t: &mut ThreadState, sk: u64) -> u8 {
     match protocol {
         IPPROTO_TCP if state == TCP_LISTEN => fd::TCP_LISTEN,
         IPPROTO_TCP => {
-            let net: u64 = kernel(sk + offset!(sock_net) as u64).unwrap_or(0);
-            let netns: u32 = kernel(net + offset!(net_inum) as u64).unwrap_or(0);
-            let key = ListenerKey {
-                netns,
-                port: local as u32,
-            };
-            if LISTENERS.get_ptr(&key).is_some() {
+            if is_listened(sk, local) {
                 return fd::TCP_SERVER;
             }
             peer(t, sk, family);
@@ -191,16 +288,7 @@ fn peer(t: &mut ThreadState, sk: u64, family: u16) {
     let port: u16 = kernel(sk + offset!(sock_dport) as u64).unwrap_or(0);
     t.file_port = u16::from_be(port);
     if family == AF_INET6 && offset!(sock_v6_daddr) != ABSENT {
-        let address: [u64; 2] = kernel(sk + offset!(sock_v6_daddr) as u64).unwrap_or_default();
-        // ::ffff:a.b.c.d is an IPv4 peer of a dual-stack socket.
-        let mapped = u64::from_be(address[1]);
-        if address[0] == 0 && mapped >> 32 == 0xffff {
-            t.file_detail = [(mapped as u32).to_be() as u64, 0];
-            t.file_detail_kind = detail::INET4;
-        } else {
-            t.file_detail = address;
-            t.file_detail_kind = detail::INET6;
-        }
+        t.file_detail_kind = inet6(sk, offset!(sock_v6_daddr), &mut t.file_detail);
         return;
     }
     let address: u32 = kernel(sk + offset!(sock_daddr) as u64).unwrap_or(0);
@@ -228,17 +316,17 @@ fn unix_kind(t: &mut ThreadState, sk: u64) -> u8 {
     t.file_detail = [name, 0];
     t.file_detail_kind = detail::UNIX;
     t.file_port = 0;
-    send_unix_name(name);
+    send_unix_name(name, 0);
     fd::UNIX_CLIENT
 }
 
 /// Sends a Unix address's name, once.
 #[inline(always)]
-fn send_unix_name(address: u64) {
+fn send_unix_name(address: u64, slot: u32) {
     if UNIX_SEEN.get_ptr(&address).is_some() {
         return;
     }
-    let Some(scratch) = UNIX_SCRATCH.get_ptr_mut(0) else {
+    let Some(scratch) = UNIX_SCRATCH.get_ptr_mut(slot) else {
         return;
     };
     // SAFETY: a per-CPU element of this program class.

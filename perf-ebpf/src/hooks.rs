@@ -7,12 +7,13 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, PerfEventContext},
 };
 use aya_log_ebpf::debug;
-use perf_ebpf_common::signals::ledger::ListenerKey;
+use perf_ebpf_common::signals::{ledger::ListenerKey, sockets::direction};
 
 use crate::{
     file::LISTENERS,
     prelude::*,
-    signals::{block_io, cpu, ledger, lifecycle, syscalls},
+    registers::Registers,
+    signals::{block_io, cpu, ledger, lifecycle, sockets, syscalls},
 };
 
 /// Thread id of the current task, in the initial namespace.
@@ -97,14 +98,16 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// 5.10: `(sk, old state, new state)`. Keeps the set of listening ports.
+/// 5.10: `(sk, old state, new state)`. Keeps the set of listening ports, and times connects.
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     const TCP_LISTEN: u32 = 10;
-    if ctx.arg::<u64>(2) as u32 != TCP_LISTEN {
+    let sk: Typed = ctx.arg(0);
+    let state = ctx.arg::<u64>(2) as u32;
+    if state != TCP_LISTEN {
+        sockets::tcp_state(sk as u64, state, ledger::thread(current_tid()).is_some());
         return 0;
     }
-    let sk: Typed = ctx.arg(0);
     let net: Typed = field(sk, offset!(sock_net));
     let key = ListenerKey {
         netns: field(net, offset!(net_inum)),
@@ -133,6 +136,65 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         let nr: i32 = field(regs, offset!(regs_nr));
         syscalls::exit(t, nr, ctx.arg::<u64>(1) as i64);
     }
+    0
+}
+
+/// 6.3: `(sk, result, flags)`.
+#[btf_tracepoint(function = "sock_send_length")]
+pub fn sock_send_length(ctx: BtfTracePointContext) -> i32 {
+    socket_moved(&ctx, direction::SENT)
+}
+
+/// 6.3: `(sk, result, flags)`.
+#[btf_tracepoint(function = "sock_recv_length")]
+pub fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
+    socket_moved(&ctx, direction::RECEIVED)
+}
+
+#[inline(always)]
+fn socket_moved(ctx: &BtfTracePointContext, to: u8) -> i32 {
+    if let Some(t) = ledger::thread(current_tid()) {
+        let result = ctx.arg::<u64>(1) as u32 as i32;
+        sockets::moved(t, ctx.arg(0), result.into(), ctx.arg(2), to);
+    }
+    0
+}
+
+/// 5.10: `(regs, result)`, where the kernel lacks the two hooks above.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn sys_exit_sockets(ctx: BtfTracePointContext) -> i32 {
+    if let Some(t) = ledger::thread(current_tid()) {
+        let regs = Registers::at(ctx.arg(0));
+        sockets::returned(t, &regs, ctx.arg::<u64>(1) as i64);
+    }
+    0
+}
+
+/// 5.10: `(sk)`.
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
+    sockets::destroyed(ctx.arg::<u64>(0));
+    0
+}
+
+/// 5.10: `(sk, skb)`, a third argument since 6.15.
+#[btf_tracepoint(function = "tcp_retransmit_skb")]
+pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
+    sockets::retransmitted(ctx.arg::<u64>(0));
+    0
+}
+
+/// 5.10: `(sk)`: the peer reset the connection.
+#[btf_tracepoint(function = "tcp_receive_reset")]
+pub fn tcp_receive_reset(ctx: BtfTracePointContext) -> i32 {
+    sockets::reset(ctx.arg::<u64>(0));
+    0
+}
+
+/// 5.10: `(sk, skb)`: this end reset it. The socket may be null.
+#[btf_tracepoint(function = "tcp_send_reset")]
+pub fn tcp_send_reset(ctx: BtfTracePointContext) -> i32 {
+    sockets::reset(ctx.arg::<u64>(0));
     0
 }
 

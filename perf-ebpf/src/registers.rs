@@ -34,6 +34,15 @@ impl Registers {
         }
     }
 
+    /// The registers a system call tracepoint hands over.
+    #[inline(always)]
+    pub fn at(regs: Typed) -> Registers {
+        Registers {
+            typed: regs,
+            address: regs as u64,
+        }
+    }
+
     #[inline(always)]
     fn read(&self, offset: u32) -> u64 {
         if setting!(has_task_pt_regs) != 0 {
@@ -65,7 +74,7 @@ impl Registers {
         self.read(offset!(regs_sp))
     }
 
-    /// Argument 0 to 2 of the system call.
+    /// Argument 0 to 3 of the system call.
     #[inline(always)]
     pub fn arg0(&self) -> u64 {
         self.read(setting!(regs_args[0]))
@@ -79,5 +88,10 @@ impl Registers {
     #[inline(always)]
     pub fn arg2(&self) -> u64 {
         self.read(setting!(regs_args[2]))
+    }
+
+    #[inline(always)]
+    pub fn arg3(&self) -> u64 {
+        self.read(setting!(regs_args[3]))
     }
 }

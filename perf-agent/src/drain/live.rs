@@ -677,6 +677,8 @@ fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> ThreadState {
         runq_before_ns: 0,
         cpu_before_ns: 0,
         file: 0,
+        file_sk: 0,
+        asked: [0; 4],
         site: SiteKey::EMPTY,
         memo: [StackMemo::default(); 4],
         sys_enter_ns: 0,

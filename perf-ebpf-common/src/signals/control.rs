@@ -25,10 +25,14 @@ pub struct Settings {
     pub rq_is_second_arg: u32,
     /// Log thread starts, execs and exits through aya-log.
     pub debug: u32,
+    /// Most bytes of one send or receive that are captured, at most
+    /// [`super::sockets::CAPTURE_MAX`]; 0 captures nothing.
+    pub capture_bytes: u32,
+    pub pad: u32,
     /// Offsets in `pt_regs` of a system call's arguments 0 to 3.
     pub regs_args: [u32; 4],
 }
-wire!(Settings => 56);
+wire!(Settings => 64);
 
 impl Settings {
     /// What the object holds before user space fills it.
@@ -42,6 +46,8 @@ impl Settings {
         regs_from_stack: 0,
         rq_is_second_arg: 0,
         debug: 0,
+        capture_bytes: 0,
+        pad: 0,
         regs_args: [0; 4],
     };
 }

@@ -80,6 +80,9 @@ wire!(StackMemo => 24);
 /// Slots of a thread's stack memo, indexed by its key. A power of two.
 pub const MEMO_SLOTS: usize = 4;
 
+/// Sockets remembered for a thread that waits for several at once. A power of two.
+pub const ASKED: usize = 4;
+
 /// What a thread is doing, in [`ThreadState::state`].
 pub mod thread_state {
     pub const ON_CPU: u8 = 0;
@@ -125,6 +128,11 @@ pub struct ThreadState {
     pub cpu_before_ns: u64,
     /// The fd's file seen last, with what it is: saves walking it again.
     pub file: u64,
+    /// Its `struct sock`, 0 where it is no stream socket.
+    pub file_sk: u64,
+    /// Sockets on which this thread sent something as a client, until an answer came; slots are
+    /// emptied when they are looked at.
+    pub asked: [u64; ASKED],
     /// Open site (valid while `state` is `BLOCKED`).
     pub site: SiteKey,
     pub memo: [StackMemo; MEMO_SLOTS],
@@ -152,7 +160,7 @@ pub struct ThreadState {
     pub pad: [u8; 2],
     pub seq_tail: u64,
 }
-wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 40 + 24 * MEMO_SLOTS + 24 + 16 + 16 + 8 + 8);
+wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 8 + 8 * ASKED + 40 + 24 * MEMO_SLOTS + 24 + 16 + 16 + 8 + 8);
 
 /// Histograms of one process, an element of the memory-mapped array `histograms`. Cumulative.
 #[repr(C)]

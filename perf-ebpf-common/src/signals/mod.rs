@@ -4,6 +4,7 @@ pub mod block_io;
 pub mod control;
 pub mod ledger;
 pub mod lifecycle;
+pub mod sockets;
 pub mod stacks;
 pub mod syscalls;
 
@@ -33,8 +34,14 @@ pub mod record {
     pub const STACK: u32 = 4;
     /// [`super::ledger::UnixName`]
     pub const UNIX_NAME: u32 = 5;
+    /// [`super::sockets::ConnectionMet`]
+    pub const CONNECTION_MET: u32 = 6;
+    /// [`super::sockets::ConnectionClosed`]
+    pub const CONNECTION_CLOSED: u32 = 7;
+    /// [`super::sockets::SocketData`] followed by its bytes
+    pub const SOCKET_DATA: u32 = 8;
     /// One past the largest.
-    pub const END: usize = 6;
+    pub const END: usize = 9;
 }
 
 /// Count, sum, maximum and histogram of something timed. Cumulative; user space takes differences.

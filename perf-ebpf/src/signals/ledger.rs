@@ -27,7 +27,7 @@ use crate::{
     prelude::*,
     registers::Registers,
     shared_maps::{MMAPABLE, THREADS, sys_kind},
-    signals::{lifecycle, stacks},
+    signals::{lifecycle, sockets, stacks},
 };
 
 /// Histograms, one element a process. An array: the slot is a small integer, and the index costs
@@ -196,7 +196,19 @@ fn find_site(t: &mut ThreadState, task: Typed, state: u32) {
         }
         _ => {}
     }
-    let class = classify(&blocked);
+    let mut class = classify(&blocked);
+    match class {
+        class::IDLE if blocked.sys == sys::POLL_MANY => {
+            if let Some(c) = sockets::awaited(t) {
+                class = sockets::class_or(c.class, default_net(c.kind));
+                detail = c.peer;
+                detail_kind = c.peer_kind;
+                port = c.peer_port;
+            }
+        }
+        class::NET_TCP | class::NET_UNIX => class = sockets::class_of(t.file_sk, class),
+        _ => {}
+    }
     t.site = SiteKey {
         kernel_stack: 0,
         user_stack: 0,
@@ -211,6 +223,16 @@ fn find_site(t: &mut ThreadState, task: Typed, state: u32) {
         class,
         detail_kind,
     };
+}
+
+/// Class of waiting for a peer whose protocol is not known.
+#[inline(always)]
+const fn default_net(kind: u8) -> u8 {
+    if kind == fd::UNIX_CLIENT {
+        class::NET_UNIX
+    } else {
+        class::NET_TCP
+    }
 }
 
 /// `prev` leaves the CPU; true where it blocks. The stacks of a block are taken apart, by
@@ -442,8 +464,10 @@ fn wake_blocked(t: &mut ThreadState) {
     t.woken_from = class + 1;
     t.state = thread_state::QUEUED;
     end(t);
-    if class == class::LOCK && t.site.detail_kind == detail::FUTEX {
-        record_waker(t, length);
+    match class {
+        class::LOCK if t.site.detail_kind == detail::FUTEX => record_waker(t, length),
+        class::NET_SEND if t.file_sk != 0 => sockets::send_stalled(t.file_sk, length),
+        _ => {}
     }
 }
 

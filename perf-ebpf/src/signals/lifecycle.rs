@@ -71,6 +71,8 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         runq_before_ns: 0,
         cpu_before_ns: 0,
         file: 0,
+        file_sk: 0,
+        asked: [0; 4],
         site: SiteKey::EMPTY,
         memo: [StackMemo {
             key: 0,

@@ -4,5 +4,6 @@ pub mod block_io;
 pub mod cpu;
 pub mod ledger;
 pub mod lifecycle;
+pub mod sockets;
 pub mod stacks;
 pub mod syscalls;

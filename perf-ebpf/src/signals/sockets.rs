@@ -1,0 +1,602 @@
+//! Bytes of the target's stream sockets: counted per connection, and sent to user space up to a
+//! limit, in stream order.
+//!
+//! Where the kernel has `sock_send_length` and `sock_recv_length` (6.3) nobody else on the host
+//! pays: they fire for socket traffic alone and hand over the socket and the byte count, while the
+//! system call's registers still say where the user buffer is. Older kernels: `sys_exit`.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_user, bpf_ringbuf_output},
+    macros::map,
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+};
+use perf_ebpf_common::{
+    class, fd,
+    loss::Loss,
+    offsets::ABSENT,
+    signals::{
+        RecordHeader,
+        ledger::{ASKED, ThreadState},
+        record,
+        sockets::{
+            CAPTURE_MAX, Connecting, Connection, ConnectionClosed, ConnectionMet, IOVECS_MAX,
+            SocketData, TAIL_BYTES, buffer, direction,
+        },
+    },
+    sys,
+};
+
+use crate::{
+    file::{self, NO_WAKEUP},
+    prelude::*,
+    registers::Registers,
+    shared_maps::{EVENTS, GENERATED},
+};
+
+/// Payload. Apart from `events`, so that a burst of data does not push out what the ledger needs.
+#[map(name = "data")]
+static DATA: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// Connections of the target by the address of their `struct sock` (a hash: addresses are sparse).
+#[map(name = "connections")]
+static CONNECTIONS: HashMap<u64, Connection> = HashMap::with_max_entries(16384, 0);
+
+/// Connects under way. An LRU: what is forgotten costs a connect latency, nothing else.
+#[map(name = "connecting")]
+static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(4096, 0);
+
+/// Ledger class of a connection's protocol, by [`Connection::id`]: user space fills it.
+#[map(name = "protocols")]
+static PROTOCOLS: HashMap<u64, u8> = HashMap::with_max_entries(16384, 0);
+
+/// Where the data is ([`buffer`]), by system call number.
+#[map(name = "buffer_kinds")]
+static BUFFER_KINDS: Array<u8> = Array::with_max_entries(sys::TABLE_LEN as u32, 0);
+
+/// VERIFIER: lengths and offsets are masked by twice what they can be, so the area has room for an
+/// offset and a length of that.
+const AREA: usize = 4 * CAPTURE_MAX;
+const MASK: u64 = 2 * CAPTURE_MAX as u64 - 1;
+
+#[repr(C)]
+struct Scratch {
+    data: SocketData,
+    payload: [u8; AREA],
+}
+
+/// Only the socket hooks use it, and they do not nest: they run with preemption off.
+#[map(name = "data_scratch")]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// New connections are built here: larger than what is left of the stack.
+#[map(name = "met_scratch")]
+static MET: PerCpuArray<ConnectionMet> = PerCpuArray::with_max_entries(1, 0);
+
+const AF_UNIX: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const IPPROTO_TCP: u16 = 6;
+const SOCK_STREAM: u16 = 1;
+const SOCK_SEQPACKET: u16 = 5;
+const MSG_PEEK: u64 = 2;
+const TCP_ESTABLISHED: u32 = 1;
+const TCP_SYN_SENT: u32 = 2;
+
+/// A stream socket that moved bytes.
+#[derive(Clone, Copy)]
+pub struct Socket {
+    pub sk: u64,
+    pub id: u64,
+    pub tcp: bool,
+}
+
+/// A typed `struct sock` as a stream socket; `None` for the other families.
+#[inline(always)]
+fn of_typed(sk: Typed) -> Option<Socket> {
+    let family: u16 = field(sk, offset!(sock_family));
+    let tcp = is_tcp(family, field(sk, offset!(sock_protocol)));
+    if !tcp && !is_unix_stream(family, field(sk, offset!(sock_type))) {
+        return None;
+    }
+    let socket: Typed = field(sk, offset!(sock_socket));
+    let file: Typed = field(socket, offset!(socket_file));
+    let inode: Typed = field(file, offset!(file_inode));
+    let id: u64 = field(inode, offset!(inode_ino));
+    Some(Socket {
+        sk: sk as u64,
+        id,
+        tcp,
+    })
+}
+
+#[inline(always)]
+fn is_tcp(family: u16, protocol: u16) -> bool {
+    (family == AF_INET || family == AF_INET6) && protocol == IPPROTO_TCP
+}
+
+#[inline(always)]
+fn is_unix_stream(family: u16, kind: u16) -> bool {
+    family == AF_UNIX && (kind == SOCK_STREAM || kind == SOCK_SEQPACKET)
+}
+
+/// The stream socket behind an fd of the current task.
+#[inline(always)]
+fn of_fd(task: u64, fd: u32) -> Option<Socket> {
+    let file = file::file_at(task, fd)?;
+    let sk = file::stream_socket(file)?;
+    let family: u16 = kernel(sk + offset!(sock_family) as u64)?;
+    let protocol: u16 = kernel(sk + offset!(sock_protocol) as u64)?;
+    let kind: u16 = kernel(sk + offset!(sock_type) as u64)?;
+    let tcp = is_tcp(family, protocol);
+    if !tcp && !is_unix_stream(family, kind) {
+        return None;
+    }
+    let inode: u64 = kernel(file + offset!(file_inode) as u64)?;
+    let id: u64 = kernel(inode + offset!(inode_ino) as u64)?;
+    Some(Socket { sk, id, tcp })
+}
+
+/// `sock_send_length`, `sock_recv_length`: a send or receive on `sk` ended with `result`.
+#[inline(always)]
+pub fn moved(t: &mut ThreadState, sk: Typed, result: i64, flags: u64, to: u8) {
+    // A peek sees bytes that the next receive gives again.
+    if result <= 0 || setting!(capture_bytes) == 0 || flags & MSG_PEEK != 0 {
+        return;
+    }
+    let Some(socket) = of_typed(sk) else {
+        return;
+    };
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task_btf() };
+    let regs = Registers::of(task as Typed);
+    transfer(t, socket, result as u64, to, &regs);
+}
+
+/// Kernels without these tracepoints: a system call of thread `t` returned `result`.
+#[inline(always)]
+pub fn returned(t: &mut ThreadState, regs: &Registers, result: i64) {
+    if result <= 0 || setting!(capture_bytes) == 0 {
+        return;
+    }
+    let nr = regs.nr();
+    let to = match crate::shared_maps::sys_kind(nr) {
+        sys::READ => direction::RECEIVED,
+        sys::WRITE => direction::SENT,
+        _ => return,
+    };
+    if buffer_kind(nr) == buffer::UNKNOWN {
+        return;
+    }
+    // recvfrom's flags are its fourth argument, recvmsg's its third; of the others the bit means a
+    // count or nothing.
+    let flags = match buffer_kind(nr) {
+        buffer::MSGHDR => regs.arg2(),
+        buffer::PLAIN if is_recvfrom(nr) => regs.arg3(),
+        _ => 0,
+    };
+    if to == direction::RECEIVED && flags & MSG_PEEK != 0 {
+        return;
+    }
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    if let Some(socket) = of_fd(task, regs.arg0() as u32) {
+        transfer(t, socket, result as u64, to, regs);
+    }
+}
+
+/// Only `recvfrom` among the plain ones has flags; user space marks it in the table.
+#[inline(always)]
+fn is_recvfrom(nr: u16) -> bool {
+    BUFFER_KINDS.get(nr as u32).copied().unwrap_or(0) & buffer::FLAGS_IN_ARG3 != 0
+}
+
+#[inline(always)]
+fn buffer_kind(nr: u16) -> u8 {
+    BUFFER_KINDS.get(nr as u32).copied().unwrap_or(0) & !buffer::FLAGS_IN_ARG3
+}
+
+/// Counts and captures a transfer.
+#[inline(always)]
+fn transfer(t: &mut ThreadState, socket: Socket, bytes: u64, to: u8, regs: &Registers) {
+    let now = now_ns();
+    let Some(c) = connection(t, socket, now) else {
+        lose(Loss::ConnectionsFull);
+        return;
+    };
+    c.last_ns = now;
+    let position = if to == direction::SENT {
+        let before = c.tx_bytes;
+        c.tx_bytes = before + bytes;
+        sent(t, c, socket.sk, now);
+        before
+    } else {
+        let before = c.rx_bytes;
+        c.rx_bytes = before + bytes;
+        c.asked_ns = 0;
+        if socket.tcp {
+            round_trip(c, socket.sk);
+        }
+        before
+    };
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: a per-CPU element of this program class.
+    let scratch = unsafe { &mut *scratch };
+    scratch.data = SocketData {
+        header: RecordHeader {
+            kind: record::SOCKET_DATA,
+            pad: 0,
+            at_ns: now,
+        },
+        id: socket.id,
+        position,
+        bytes: bytes as u32,
+        captured: 0,
+        tail: 0,
+        tid: t.tid,
+        tgid: t.tgid,
+        direction: to,
+        pad: [0; 7],
+    };
+    capture(scratch, bytes, regs);
+    send(scratch);
+}
+
+/// The connection's entry, made at its first byte.
+#[inline(always)]
+fn connection(t: &mut ThreadState, socket: Socket, now: u64) -> Option<&'static mut Connection> {
+    if let Some(c) = CONNECTIONS.get_ptr_mut(&socket.sk) {
+        // SAFETY: a live map value. Two threads that use one socket at the same moment may lose one
+        // of two additions to its byte counts: the decoder then sees a jump and finds its place again.
+        let c = unsafe { &mut *c };
+        // Unix sockets end without an event: another one may be at the same address.
+        if c.id == socket.id {
+            return Some(c);
+        }
+    }
+    meet(t, socket, now);
+    // SAFETY: as above.
+    CONNECTIONS.get_ptr_mut(&socket.sk).map(|c| unsafe { &mut *c })
+}
+
+/// Makes the entry of a connection and tells of it.
+#[inline(never)]
+fn meet(t: &mut ThreadState, socket: Socket, now: u64) -> u64 {
+    let Some(met) = MET.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: a per-CPU element of this program class.
+    let met = unsafe { &mut *met };
+    met.header = RecordHeader {
+        kind: record::CONNECTION_MET,
+        pad: 0,
+        at_ns: now,
+    };
+    met.connection = Connection {
+        id: socket.id,
+        first_ns: now,
+        last_ns: now,
+        tx_bytes: 0,
+        rx_bytes: 0,
+        asked_ns: 0,
+        connect_ns: 0,
+        rtt_sum_us: 0,
+        send_stall_ns: 0,
+        local: [0; 2],
+        peer: [0; 2],
+        rtt_count: 0,
+        rtt_min_us: 0,
+        rtt_max_us: 0,
+        retransmits: 0,
+        resets: 0,
+        send_stalls: 0,
+        tgid: t.tgid,
+        local_port: 0,
+        peer_port: 0,
+        kind: fd::SOCKET_OTHER,
+        peer_kind: 0,
+        class: 0,
+        pad: [0; 5],
+    };
+    file::describe(&mut met.connection, socket.sk);
+    // SAFETY: read whole at once; a torn copy would be one wrong connect latency.
+    if let Some(connecting) = unsafe { CONNECTING.get(&socket.sk) } {
+        met.connection.connect_ns = connecting.took_ns;
+        let _ = CONNECTING.remove(&socket.sk);
+    }
+    if CONNECTIONS.insert(&socket.sk, &met.connection, 0).is_err() {
+        return 0;
+    }
+    count(record::CONNECTION_MET);
+    if EVENTS.output::<ConnectionMet>(&*met, NO_WAKEUP).is_err() {
+        lose(Loss::RingFull);
+    }
+    0
+}
+
+#[inline(always)]
+fn count(kind: u32) {
+    if let Some(count) = GENERATED.get_ptr_mut(kind) {
+        // SAFETY: a per-CPU element.
+        unsafe { *count += 1 };
+    }
+}
+
+/// This end sent: as a client it now waits for an answer.
+#[inline(always)]
+fn sent(t: &mut ThreadState, c: &mut Connection, sk: u64, now: u64) {
+    if c.asked_ns != 0 || !is_client(c.kind) {
+        return;
+    }
+    c.asked_ns = now;
+    if c.class == 0 {
+        // SAFETY: one byte.
+        if let Some(class) = unsafe { PROTOCOLS.get(&c.id) } {
+            c.class = *class;
+        }
+    }
+    // Slots are taken by the socket's address, so that one connection used again and again stays in
+    // its own; 64 bytes and more lie between two sockets.
+    let slot = (sk >> 6 ^ sk >> 12) as usize & (ASKED - 1);
+    t.asked[slot] = sk;
+}
+
+#[inline(always)]
+const fn is_client(kind: u8) -> bool {
+    matches!(kind, fd::TCP_CLIENT | fd::UNIX_CLIENT)
+}
+
+/// A connection on which thread `t` waits for an answer: what a wait for several things at once is
+/// then put down to.
+#[inline(always)]
+pub fn awaited(t: &mut ThreadState) -> Option<&'static Connection> {
+    for slot in 0..ASKED {
+        let sk = t.asked[slot];
+        if sk == 0 {
+            continue;
+        }
+        if let Some(c) = CONNECTIONS.get_ptr(&sk) {
+            // SAFETY: a live map value.
+            let c = unsafe { &*c };
+            if c.asked_ns != 0 {
+                return Some(c);
+            }
+        }
+        t.asked[slot] = 0;
+    }
+    None
+}
+
+/// Ledger class of waiting for the peer of a socket: its protocol's, where that is known.
+#[inline(always)]
+pub fn class_of(sk: u64, otherwise: u8) -> u8 {
+    if sk == 0 {
+        return otherwise;
+    }
+    match CONNECTIONS.get_ptr(&sk) {
+        // SAFETY: a live map value.
+        Some(c) => class_or(unsafe { (*c).class }, otherwise),
+        None => otherwise,
+    }
+}
+
+#[inline(always)]
+pub fn class_or(known: u8, otherwise: u8) -> u8 {
+    if known == 0 || known as usize >= class::COUNT {
+        otherwise
+    } else {
+        known
+    }
+}
+
+/// A block in a send ended.
+#[inline(always)]
+pub fn send_stalled(sk: u64, length_ns: u64) {
+    if let Some(c) = CONNECTIONS.get_ptr_mut(&sk) {
+        // SAFETY: a live map value.
+        unsafe {
+            add32(&raw mut (*c).send_stalls, 1);
+            add(&raw mut (*c).send_stall_ns, length_ns);
+        }
+    }
+}
+
+/// Notes the smoothed round-trip time (kept by the kernel in eighths of a microsecond).
+#[inline(always)]
+fn round_trip(c: &mut Connection, sk: u64) {
+    if offset!(tcp_srtt_us) == ABSENT {
+        return;
+    }
+    let rtt = kernel::<u32>(sk + offset!(tcp_srtt_us) as u64).unwrap_or(0) >> 3;
+    if rtt == 0 {
+        return;
+    }
+    c.rtt_sum_us += rtt as u64;
+    c.rtt_count += 1;
+    if c.rtt_min_us == 0 || rtt < c.rtt_min_us {
+        c.rtt_min_us = rtt;
+    }
+    if rtt > c.rtt_max_us {
+        c.rtt_max_us = rtt;
+    }
+}
+
+/// Reads payload from user memory into the scratch, as far as the limit goes.
+#[inline(always)]
+fn capture(scratch: &mut Scratch, bytes: u64, regs: &Registers) {
+    match buffer_kind(regs.nr()) {
+        buffer::PLAIN => plain(scratch, regs.arg1(), bytes),
+        buffer::IOVEC => scattered(scratch, regs.arg1(), regs.arg2(), bytes),
+        buffer::MSGHDR => {
+            // struct user_msghdr: msg_iov at 16, msg_iovlen at 24 (include/linux/socket.h, 64 bit).
+            let message = regs.arg1();
+            match (user::<u64>(message + 16), user::<u64>(message + 24)) {
+                (Some(iov), Some(n)) => scattered(scratch, iov, n, bytes),
+                _ => lose(Loss::PayloadUnreadable),
+            }
+        }
+        _ => {}
+    }
+}
+
+/// One buffer: its beginning and, where that is not all, its end.
+#[inline(always)]
+fn plain(scratch: &mut Scratch, address: u64, bytes: u64) {
+    let limit = setting!(capture_bytes) as u64;
+    let head = if bytes < limit { bytes } else { limit };
+    if !read(scratch, 0, address, head) {
+        return;
+    }
+    scratch.data.captured = head as u16;
+    let rest = bytes - head;
+    if rest == 0 {
+        return;
+    }
+    let tail = if rest < TAIL_BYTES as u64 {
+        rest
+    } else {
+        TAIL_BYTES as u64
+    };
+    if read(scratch, head, address + bytes - tail, tail) {
+        scratch.data.tail = tail as u16;
+    }
+}
+
+/// Several buffers, in their order.
+#[inline(always)]
+fn scattered(scratch: &mut Scratch, iov: u64, buffers: u64, bytes: u64) {
+    let limit = setting!(capture_bytes) as u64;
+    let mut left = if bytes < limit { bytes } else { limit };
+    let mut at = 0u64;
+    for i in 0..IOVECS_MAX as u64 {
+        if left == 0 || i >= buffers {
+            break;
+        }
+        let Some([base, length]) = user::<[u64; 2]>(iov + i * 16) else {
+            lose(Loss::PayloadUnreadable);
+            break;
+        };
+        let take = if length < left { length } else { left };
+        if take == 0 {
+            continue;
+        }
+        if !read(scratch, at, base, take) {
+            break;
+        }
+        at += take;
+        left -= take;
+    }
+    scratch.data.captured = at as u16;
+}
+
+/// Copies `length` bytes of user memory to `at` in the payload.
+#[inline(always)]
+fn read(scratch: &mut Scratch, at: u64, address: u64, length: u64) -> bool {
+    let (at, length) = (opaque(at as usize) as u64 & MASK, opaque(length as usize) as u64 & MASK);
+    // SAFETY: at most 2 * MASK bytes from the beginning of the area.
+    let result = unsafe {
+        bpf_probe_read_user(
+            scratch.payload.as_mut_ptr().add(at as usize).cast(),
+            length as u32,
+            address as *const c_void,
+        )
+    };
+    if result != 0 {
+        lose(Loss::PayloadUnreadable);
+    }
+    result == 0
+}
+
+fn send(scratch: &mut Scratch) {
+    count(record::SOCKET_DATA);
+    let payload = scratch.data.captured as u64 + scratch.data.tail as u64;
+    // VERIFIER: masked, not compared, see `stacks::send`.
+    let length = size_of::<SocketData>() as u64 + (payload & MASK);
+    // SAFETY: at most the whole scratch.
+    let result = unsafe {
+        bpf_ringbuf_output(
+            (&raw const DATA).cast_mut().cast(),
+            (&raw mut *scratch).cast(),
+            length,
+            NO_WAKEUP,
+        )
+    };
+    if result != 0 {
+        lose(Loss::DataRingFull);
+    }
+}
+
+/// A TCP socket changed its state. `of_target` is whether the current thread is a target's: a
+/// connect begins in the thread that asks for it.
+#[inline(always)]
+pub fn tcp_state(sk: u64, new_state: u32, of_target: bool) {
+    match new_state {
+        TCP_SYN_SENT if of_target => {
+            let connecting = Connecting {
+                started_ns: now_ns(),
+                took_ns: 0,
+            };
+            let _ = CONNECTING.insert(&sk, &connecting, 0);
+        }
+        TCP_ESTABLISHED => {
+            if let Some(connecting) = CONNECTING.get_ptr_mut(&sk) {
+                // SAFETY: a live map value.
+                unsafe { (*connecting).took_ns = now_ns() - (*connecting).started_ns };
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A TCP socket is gone.
+#[inline(always)]
+pub fn destroyed(sk: u64) {
+    let Some(c) = CONNECTIONS.get_ptr(&sk) else {
+        return;
+    };
+    count(record::CONNECTION_CLOSED);
+    match EVENTS.reserve::<ConnectionClosed>(0) {
+        Some(mut slot) => {
+            let closed = slot.as_mut_ptr();
+            // SAFETY: the slot is ours until submitted; every field is written.
+            unsafe {
+                (*closed).header = RecordHeader {
+                    kind: record::CONNECTION_CLOSED,
+                    pad: 0,
+                    at_ns: now_ns(),
+                };
+                copy(
+                    (&raw mut (*closed).connection).cast(),
+                    c.cast(),
+                    size_of::<Connection>() as u32,
+                );
+            }
+            slot.submit(NO_WAKEUP);
+        }
+        None => lose(Loss::RingFull),
+    }
+    // SAFETY: a live map value.
+    let _ = PROTOCOLS.remove(unsafe { &(*c).id });
+    let _ = CONNECTIONS.remove(&sk);
+}
+
+/// A segment of one of the target's connections was sent again.
+#[inline(always)]
+pub fn retransmitted(sk: u64) {
+    if let Some(c) = CONNECTIONS.get_ptr_mut(&sk) {
+        // SAFETY: a live map value.
+        unsafe { add32(&raw mut (*c).retransmits, 1) };
+    }
+}
+
+/// A connection of the target was reset, by either end.
+#[inline(always)]
+pub fn reset(sk: u64) {
+    if let Some(c) = CONNECTIONS.get_ptr_mut(&sk) {
+        // SAFETY: a live map value.
+        unsafe { add32(&raw mut (*c).resets, 1) };
+    }
+}
