@@ -1,7 +1,7 @@
 //! CPU time spent on system calls that fail.
 
 use super::syscall_storm::{cheap_ns, kernel_part};
-use super::view::{View, cpu, ratio};
+use super::view::{View, cpu, is_poll, ratio};
 use super::{Candidate, evidence};
 use crate::model::{Level, SyscallRow};
 use crate::sink::units;
@@ -12,22 +12,10 @@ const MIN_SHARE: f64 = 0.10;
 /// "Not yet", not "no": non-blocking I/O, timed waits and signals answer so in good health.
 const NOT_YET: &[&str] = &["EAGAIN", "EWOULDBLOCK", "EINTR", "ETIMEDOUT", "EINPROGRESS"];
 /// Such answers count only where nearly every call gets one, very often, and the call is not one
-/// that exists to wait.
+/// that exists to wait (polls, and these).
 const EXTREME_PER_S: u64 = 10_000;
 const EXTREME_SHARE: f64 = 0.90;
-const WAITING_CALLS: &[&str] = &[
-    "futex",
-    "futex_waitv",
-    "epoll_wait",
-    "epoll_pwait",
-    "epoll_pwait2",
-    "poll",
-    "ppoll",
-    "select",
-    "pselect6",
-    "io_uring_enter",
-    "rt_sigtimedwait",
-];
+const WAITING_CALLS: &[&str] = &["futex", "futex_waitv", "io_uring_enter", "rt_sigtimedwait"];
 /// Findings a window, largest first.
 const MAX_FINDINGS: usize = 2;
 
@@ -49,6 +37,7 @@ fn is_storm(view: &View, row: &SyscallRow, errno: &str, errors: u64) -> bool {
     if NOT_YET.contains(&errno) {
         return rate >= EXTREME_PER_S
             && share >= EXTREME_SHARE
+            && !is_poll(&row.name)
             && !WAITING_CALLS.contains(&row.name.as_str());
     }
     rate >= MIN_ERRORS_PER_S && share >= MIN_SHARE

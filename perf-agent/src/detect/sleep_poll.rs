@@ -4,9 +4,9 @@
 //! wakes up only to find nothing to do costs the CPU time it wakes up for. A long sleep of a thread
 //! that does nothing else is neither.
 
-use super::view::{View, class, cpu, mean, net, own_function, ratio};
+use super::view::{View, class, cpu, is_poll, mean, net, own_function, ratio};
 use super::{Candidate, evidence, top_stacks};
-use crate::model::{Classes, Level, Site, ThreadLedger};
+use crate::model::{Classes, Evidence, Level, Site, ThreadLedger};
 use crate::sink::units;
 
 /// A sleep shorter than this, on average, is a poll: nobody schedules work every 20 ms.
@@ -24,26 +24,11 @@ const NOTHING_NS: u64 = 100_000;
 /// Other system calls per poll below which a process only polls.
 const OTHER_CALLS: f64 = 0.2;
 
-const POLLS: &[&str] = &[
-    "epoll_wait",
-    "epoll_pwait",
-    "epoll_pwait2",
-    "poll",
-    "ppoll",
-    "select",
-    "pselect6",
-    "futex",
-];
-
 pub fn find(view: &View) -> Vec<Candidate> {
     let mut found = Vec::new();
     found.extend(sleeps_between_work(view));
     found.extend(wakes_for_nothing(view));
     found
-}
-
-fn is_timer(class: &str) -> bool {
-    class == "timer"
 }
 
 /// All that is neither sleep nor waiting for work.
@@ -82,7 +67,7 @@ fn sleeps_between_work(view: &View) -> Option<Candidate> {
     }
     let share = threads.iter().map(|t| sleeps(t)).fold(0.0, f64::max);
     let busiest = threads.iter().map(|t| works(t)).fold(0.0, f64::max);
-    let mut found = Candidate::new("", bound_ns, share);
+    let mut found = habit(view, bound_ns, share, "timer", "sleep between work");
     // Whether anything waited for the sleeper is not known, and pacing is often meant: a wait whose
     // cause is known comes first at the same bound.
     found.confidence = if short { 0.3 } else { 0.2 };
@@ -91,7 +76,6 @@ fn sleeps_between_work(view: &View) -> Option<Candidate> {
         b if b >= WORKS_LONG => Level::Medium,
         _ => Level::Low,
     };
-    name(&mut found, view, is_timer, "sleep between work");
     found.title = format!(
         "Threads sleep {} between pieces of work: {} sleeps a second, {} each",
         units::duration_per_s(view.per_s(bound_ns)),
@@ -103,12 +87,7 @@ fn sleeps_between_work(view: &View) -> Option<Candidate> {
         evidence("sleeps", view.per_s(count) as f64, "1/s", count),
         evidence("mean_sleep", mean_ns as f64, "ns", count),
         evidence("work_share_of_busiest", busiest, "ratio", count),
-        evidence(
-            "threads",
-            threads.len() as f64,
-            "count",
-            threads.len() as u64,
-        ),
+        counted_threads(&threads),
     ];
     found.recommendations = vec![
         "Wait for the event itself (condition variable, eventfd, epoll) instead of sleeping and looking".to_owned(),
@@ -144,18 +123,12 @@ fn wakes_for_nothing(view: &View) -> Option<Candidate> {
     if bound_ns == 0 {
         return None;
     }
+    let class = if idle.is_empty() { "timer" } else { "idle" };
     let share = view.share_of(cpu);
-    let mut found = Candidate::new("", bound_ns, share);
+    let mut found = habit(view, bound_ns, share, class, "wake-ups for nothing");
     found.confidence = 0.7;
     // CPU time of threads that have plenty to spare.
     found.impact_cap = Level::Low;
-    let class = if idle.is_empty() { "timer" } else { "idle" };
-    name(
-        &mut found,
-        view,
-        |name| name == class,
-        "wake-ups for nothing",
-    );
     found.title = format!(
         "Threads wake up {} times a second and find nothing to do, for {} of CPU time",
         units::count(view.per_s(wakes)),
@@ -165,12 +138,7 @@ fn wakes_for_nothing(view: &View) -> Option<Candidate> {
         evidence("cpu_time", view.per_s(bound_ns) as f64, "ns/s", wakes),
         evidence("wake_ups", view.per_s(wakes) as f64, "1/s", wakes),
         evidence("cpu_per_wake_up", mean(bound_ns, wakes) as f64, "ns", wakes),
-        evidence(
-            "threads",
-            threads.len() as f64,
-            "count",
-            threads.len() as u64,
-        ),
+        counted_threads(&threads),
     ];
     found.recommendations = vec![
         "Wait without a timeout, and have whoever brings work wake the thread".to_owned(),
@@ -182,10 +150,10 @@ fn wakes_for_nothing(view: &View) -> Option<Candidate> {
 /// Waits for work that end soon and often, in a process that makes hardly any other call: the
 /// timeout ended them, not work. Needs the syscalls signal; without it a busy server looks alike.
 fn polling_sites<'a>(view: &View<'a>) -> Vec<&'a Site> {
-    let is_poll = |name: &str| POLLS.contains(&name);
+    let polls_or_waits = |name: &str| is_poll(name) || name == "futex";
     let (mut polls, mut others) = (0u64, 0u64);
     for row in view.rows() {
-        if is_poll(&row.name) {
+        if polls_or_waits(&row.name) {
             polls += row.count;
         } else {
             others += row.count;
@@ -195,22 +163,28 @@ fn polling_sites<'a>(view: &View<'a>) -> Vec<&'a Site> {
         return Vec::new();
     }
     view.sites(|class| class == "idle")
-        .filter(|site| site.syscall.as_deref().is_some_and(is_poll))
+        .filter(|site| site.syscall.as_deref().is_some_and(polls_or_waits))
         .filter(|site| site.count > 0 && mean(site.sum_ns, site.count) < SHORT_NS)
         .filter(|site| view.per_s(site.count) >= OFTEN_PER_S)
         .collect()
 }
 
-/// Key, subject and stacks from the largest sites of a class.
-fn name(found: &mut Candidate, view: &View, of_class: impl Fn(&str) -> bool + Copy, what: &str) {
-    let top = view.sites(of_class).max_by_key(|site| site.sum_ns);
-    let function = top.and_then(own_function);
-    found.subject = match &function {
+/// A finding with key, subject and stacks from the largest sites of a class.
+fn habit(view: &View, bound_ns: u64, share: f64, class: &str, what: &str) -> Candidate {
+    let sites = || view.sites(|name| name == class);
+    let top = sites().max_by_key(|site| site.sum_ns);
+    let subject = match top.and_then(own_function) {
         Some(function) => format!("{what} in `{function}`"),
         None => what.to_owned(),
     };
-    found.key = found.subject.clone();
-    found.stacks = top_stacks(view.sites(of_class));
+    let mut found = Candidate::new(subject, bound_ns, share);
+    found.stacks = top_stacks(sites());
+    found
+}
+
+fn counted_threads(threads: &[&ThreadLedger]) -> Evidence {
+    let n = threads.len();
+    evidence("threads", n as f64, "count", n as u64)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! CPU time that goes into entering the kernel: very many cheap calls, above all small reads and
 //! writes.
 
-use super::view::{View, cpu, mean, ratio};
+use super::view::{View, cpu, is_poll, mean, ratio};
 use super::{Candidate, evidence, top_stacks};
 use crate::model::{Level, SyscallRow};
 use crate::sink::units;
@@ -18,16 +18,6 @@ const MIN_KERNEL_SHARE: f64 = 0.25;
 /// Reads and writes of fewer bytes on average are small: entry and exit cost as much as copying
 /// some 4 KiB, so at an eighth of that nine tenths of the call are overhead.
 const SMALL_BYTES: u64 = 512;
-
-const POLLS: &[&str] = &[
-    "epoll_wait",
-    "epoll_pwait",
-    "epoll_pwait2",
-    "poll",
-    "ppoll",
-    "select",
-    "pselect6",
-];
 
 /// CPU time of a row by its median: sums hold waits as well.
 pub fn cheap_ns(row: &SyscallRow) -> u64 {
@@ -66,7 +56,7 @@ pub fn find(view: &View) -> Vec<Candidate> {
 fn is_event_loop(view: &View, row: &SyscallRow) -> bool {
     let rows = view.rows().iter();
     let polls: u64 = rows
-        .filter(|row| POLLS.contains(&row.name.as_str()))
+        .filter(|row| is_poll(&row.name))
         .map(|row| row.count)
         .sum();
     polls * 2 >= row.count

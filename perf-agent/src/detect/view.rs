@@ -68,6 +68,17 @@ const RUNTIME_FUNCTIONS: &[&str] = &[
     "epoll_wait",
 ];
 
+/// Calls that wait for any of many descriptors.
+const POLLS: &[&str] = &[
+    "epoll_wait",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "poll",
+    "ppoll",
+    "select",
+    "pselect6",
+];
+
 /// A thread counts as one the process rests on when it lived this share of the window.
 const MIN_LIFETIME_SHARE: f64 = 0.5;
 
@@ -187,6 +198,11 @@ pub fn net(classes: &Classes) -> u64 {
 pub fn demand(thread: &ThreadLedger) -> f64 {
     let wanted = cpu(&thread.classes) + class(&thread.classes, "runq");
     ratio(wanted, thread.lifetime_ns)
+}
+
+/// Whether a system call waits for any of many descriptors.
+pub fn is_poll(call: &str) -> bool {
+    POLLS.contains(&call)
 }
 
 /// 0 of nothing.

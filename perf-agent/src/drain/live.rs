@@ -1,45 +1,34 @@
 //! Makes frames from a running kernel side: seeds the target, empties the ring on a clock, and
 //! reads the maps and `/proc` at the end of each window.
 
+mod map_reads;
+mod proc_facts;
+mod seeding;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs,
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    os::fd::OwnedFd,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use perf_ebpf_common::{
-    Wire as _, class,
     loss::Loss,
-    signals::{
-        LatencyCell,
-        block_io::BlockIoKey,
-        control::Control,
-        ledger::{ListenerKey, SiteKey, SiteTotals, StackMemo, ThreadState, thread_state},
-        record,
-        stacks::MemoStats,
-        syscalls::{SyscallErrorKey, SyscallKey},
-    },
+    signals::{control::Control, record},
 };
 
+use self::{
+    proc_facts::{resident_bytes, throttled},
+    seeding::fill_listeners,
+};
 use super::{
-    Fact, Frame, MapId, ProcessFact, SliceFact, Start, ThreadFact, WindowFact,
-    files::Names,
-    procfs, seeds,
-    slots::{self, Slots},
+    Fact, Frame, MapId, ProcessFact, SliceFact, Start, WindowFact, files::Names, slots::Slots,
 };
 use crate::{
-    kernel::{Kernel, LoadOptions, host, raw::NOEXIST, tables},
-    signals::{
-        histograms,
-        records::{self, Record},
-    },
+    kernel::{Kernel, LoadOptions, host, tables},
+    signals::records::{self, Record},
     symbolize::Stacks,
 };
-
-/// Threads whose `/proc` files are read at the end of each window. Reading one takes 8 µs; a
-/// thread past this number keeps the name it had and has no cross-check.
-const MAX_THREADS_READ: usize = 512;
 
 /// How long a process must have lived to get lines and histograms of its own, and how often losses
 /// of a process's end are looked for.
@@ -150,57 +139,6 @@ impl Live {
             .map(|s| (s.name.clone(), s.on, s.reason.clone()))
             .collect();
         self.frames.push(Frame::Fact(Fact::Start(start)));
-    }
-
-    /// Puts every thread of a process under trace. New threads cannot slip by: the fork hook is
-    /// attached, and the task list is read until it shows nobody new.
-    ///
-    /// # Errors
-    /// The process is not there, or the thread map is full.
-    pub fn seed(&mut self, pid: u32) -> Result<()> {
-        let now = monotonic_ns();
-        let comm = fs::read_to_string(format!("/proc/{pid}/comm"))
-            .with_context(|| format!("process {pid} is not there"))?;
-        let slot = self.add_process(pid, comm.trim_end().to_owned(), now);
-        loop {
-            let mut new = 0;
-            let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-                .with_context(|| format!("process {pid} ended"))?;
-            for entry in tasks.flatten() {
-                let Some(tid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
-                    continue;
-                };
-                new += usize::from(self.seed_thread(pid, tid, slot)?);
-            }
-            if new == 0 {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Whether the thread was not there yet.
-    fn seed_thread(&mut self, pid: u32, tid: u32, slot: u32) -> Result<bool> {
-        let state = seeded_state(pid, tid, slot, monotonic_ns());
-        match self
-            .kernel
-            .maps
-            .threads
-            .update(&tid.to_ne_bytes(), state.as_bytes(), NOEXIST)
-        {
-            Ok(()) => {
-                self.thread_entries += 1;
-                self.process(pid).threads.insert(tid);
-                // The base of the cross-check.
-                self.frames
-                    .extend(thread_fact(pid, tid).map(|f| Frame::Fact(Fact::Thread(f))));
-                Ok(true)
-            }
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
-            Err(e) if e.raw_os_error() == Some(libc::E2BIG) => {
-                bail!("process {pid} has more threads than --max-threads allows")
-            }
-            Err(e) => Err(e).context("seeding a thread"),
-        }
     }
 
     fn process(&mut self, pid: u32) -> &mut Process {
@@ -334,35 +272,6 @@ impl Live {
         Ok(())
     }
 
-    /// Calls counted since the last slice, by slot and number.
-    fn calls_counted(&mut self) -> Result<Vec<(u32, u32, u64)>> {
-        let entries = self
-            .kernel
-            .maps
-            .syscalls
-            .entries()
-            .context("reading syscalls")?;
-        let stride = size_of::<SyscallKey>() + size_of::<LatencyCell>();
-        let mut counts = Vec::new();
-        for entry in entries.chunks_exact(stride) {
-            let (Some(key), Some(count)) = (
-                SyscallKey::from_bytes(entry),
-                u64::from_bytes(&entry[size_of::<SyscallKey>()..]),
-            ) else {
-                continue;
-            };
-            let before = self
-                .counted_calls
-                .insert((key.slot, key.nr), count)
-                .unwrap_or(0);
-            if count > before {
-                counts.push((key.slot, key.nr, count - before));
-            }
-        }
-        counts.sort_unstable();
-        Ok(counts)
-    }
-
     /// Ends a window: reads everything and appends the frames, the window's own last.
     ///
     /// # Errors
@@ -386,117 +295,6 @@ impl Live {
         self.free_slots(end_ns)?;
         self.count_bpf_time();
         Ok(())
-    }
-
-    /// The thread map, with entries that were caught in the middle of an update read again.
-    fn read_threads(&mut self) -> Result<Vec<u8>> {
-        let mut entries = self
-            .kernel
-            .maps
-            .threads
-            .entries()
-            .context("reading threads")?;
-        let stride = 4 + size_of::<ThreadState>();
-        self.thread_entries = entries.len() / stride;
-        for entry in entries.chunks_exact_mut(stride) {
-            for _ in 0..3 {
-                let Some(t) = ThreadState::from_bytes(&entry[4..]) else {
-                    break;
-                };
-                if t.seq == t.seq_tail {
-                    break;
-                }
-                if let Some(again) = self.kernel.maps.threads.lookup(&entry[..4], 1)? {
-                    entry[4..].copy_from_slice(&again);
-                }
-            }
-        }
-        Ok(entries)
-    }
-
-    fn read_maps(&mut self) -> Result<()> {
-        for (_, slot) in self.slots.processes().collect::<Vec<_>>() {
-            self.read_histograms(slot);
-        }
-        let maps = &self.kernel.maps;
-        let mut read = |id, map: &crate::kernel::raw::RawMap, name| -> Result<()> {
-            let entries = map.entries().with_context(|| format!("reading {name}"))?;
-            self.frames.push(Frame::Map(id, entries));
-            Ok(())
-        };
-        read(MapId::Sites, &maps.sites, "sites")?;
-        read(MapId::Wakers, &maps.wakers, "wakers")?;
-        read(MapId::Syscalls, &maps.syscalls, "syscalls")?;
-        read(MapId::SyscallErrors, &maps.syscall_errors, "syscall_errors")?;
-        read(MapId::BlockIo, &maps.block_io, "block_io")?;
-        let mut facts = Vec::new();
-        for frame in &self.frames {
-            match frame {
-                Frame::Map(MapId::Sites, bytes) => {
-                    let owner: HashMap<u32, u32> = self
-                        .slots
-                        .processes()
-                        .map(|(pid, slot)| (slot, pid))
-                        .collect();
-                    facts.extend(self.names.files(bytes, |slot| owner.get(&slot).copied()));
-                }
-                Frame::Map(MapId::BlockIo, bytes) => facts.extend(self.names.devices(bytes)),
-                _ => {}
-            }
-        }
-        self.frames.extend(facts.into_iter().map(Frame::Fact));
-        Ok(())
-    }
-
-    fn read_histograms(&mut self, slot: u32) {
-        if slot == slots::SHARED {
-            return;
-        }
-        if let Some(element) = self.kernel.maps.histograms.element(slot as usize) {
-            // SAFETY: a live element of the mapped array.
-            let h = unsafe { histograms::read_live(slot, element.as_ptr()) };
-            self.frames.push(Frame::Map(MapId::Histograms, h.pack()));
-        }
-    }
-
-    /// Reads what `/proc` says of each thread, and where seeded threads without events are.
-    fn read_proc(&mut self, threads: &[u8]) {
-        // By network namespace: every process of one reads the same tables.
-        let mut sockets: HashMap<u64, seeds::Sockets> = HashMap::new();
-        for (i, entry) in threads
-            .chunks_exact(4 + size_of::<ThreadState>())
-            .enumerate()
-        {
-            let Some(t) = ThreadState::from_bytes(&entry[4..]) else {
-                continue;
-            };
-            if i < MAX_THREADS_READ
-                && let Some(fact) = thread_fact(t.tgid, t.tid)
-            {
-                self.frames.push(Frame::Fact(Fact::Thread(fact)));
-            }
-            // Once a thread: as long as nothing happens to it, it stays where it was.
-            if t.state != thread_state::SEEDED || self.resolved.contains(&(t.tid, t.start_ns)) {
-                continue;
-            }
-            let netns = fs::metadata(format!("/proc/{}/ns/net", t.tgid)).map_or(0, |m| m.ino());
-            let sockets = sockets
-                .entry(netns)
-                .or_insert_with(|| seeds::Sockets::of(t.tgid));
-            let Some(fact) = seeds::class_of(t.tgid, t.tid, &self.kinds, sockets) else {
-                continue;
-            };
-            // Only true if nothing happened meanwhile.
-            let unchanged = matches!(
-                self.kernel.maps.threads.lookup(&entry[..4], 1),
-                Ok(Some(now)) if ThreadState::from_bytes(&now)
-                    .is_some_and(|now| now.state == thread_state::SEEDED)
-            );
-            if unchanged {
-                self.resolved.insert((t.tid, t.start_ns));
-                self.frames.push(Frame::Fact(Fact::Seeded(fact)));
-            }
-        }
     }
 
     /// Gives slots to processes that have lived long enough, and notices those whose end was lost.
@@ -523,30 +321,6 @@ impl Live {
         for pid in gone {
             self.process_ended(pid);
         }
-    }
-
-    /// Empties the elements of slots that are free again.
-    fn free_slots(&mut self, now_ns: u64) -> Result<()> {
-        for slot in self.slots.rested(now_ns) {
-            if let Some(element) = self.kernel.maps.histograms.element(slot as usize) {
-                // SAFETY: a live element; no thread charges to it any more.
-                unsafe { element.as_ptr().write_bytes(0, 1) };
-            }
-            let maps = &self.kernel.maps;
-            delete_slot::<SiteKey>(
-                &maps.sites,
-                size_of::<SiteTotals>(),
-                |k| k.slot.into(),
-                slot,
-            )?;
-            let cell = size_of::<LatencyCell>();
-            delete_slot::<SyscallKey>(&maps.syscalls, cell, |k| k.slot, slot)?;
-            delete_slot::<SyscallErrorKey>(&maps.syscall_errors, 8, |k| k.slot, slot)?;
-            delete_slot::<BlockIoKey>(&maps.block_io, cell, |k| k.slot, slot)?;
-            self.counted_calls.retain(|(s, _), _| *s != slot);
-            self.frames.push(Frame::Fact(Fact::SlotFreed { slot }));
-        }
-        Ok(())
     }
 
     /// Starts counting BPF run time for the first part of a window.
@@ -619,36 +393,6 @@ impl Live {
         })
     }
 
-    fn per_cpu_sum(&self, map: &crate::kernel::raw::RawMap, key: u32) -> Result<u64> {
-        let values = map
-            .lookup(&key.to_ne_bytes(), self.kernel.cpus)?
-            .unwrap_or_default();
-        Ok(values.chunks_exact(8).filter_map(u64::from_bytes).sum())
-    }
-
-    fn memo(&self) -> Result<[u64; 4]> {
-        let values = self
-            .kernel
-            .maps
-            .memo_stats
-            .lookup(&0u32.to_ne_bytes(), self.kernel.cpus)?;
-        let mut sum = [0; 4];
-        for stats in values
-            .unwrap_or_default()
-            .chunks_exact(size_of::<MemoStats>())
-        {
-            if let Some(s) = MemoStats::from_bytes(stats) {
-                for (total, part) in sum
-                    .iter_mut()
-                    .zip([s.hits, s.walks, s.checked, s.mismatched])
-                {
-                    *total += part;
-                }
-            }
-        }
-        Ok(sum)
-    }
-
     /// Detaches every hook, then reads what is left.
     ///
     /// # Errors
@@ -656,169 +400,5 @@ impl Live {
     pub fn finish(&mut self) -> Result<()> {
         self.kernel.detach();
         self.window()
-    }
-}
-
-/// The account of a thread that is there already.
-fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> ThreadState {
-    ThreadState {
-        seq: 0,
-        since_ns: now_ns,
-        start_ns: now_ns,
-        spent_ns: [0; class::COUNT],
-        unaccounted_ns: 0,
-        last_ns: 0,
-        woken_ns: 0,
-        fences: 0,
-        promote_at_ns: u64::MAX,
-        switches: 0,
-        runtime_ns: 0,
-        run_delay_ns: u64::MAX,
-        runq_before_ns: 0,
-        cpu_before_ns: 0,
-        file: 0,
-        file_sk: 0,
-        asked: [0; 4],
-        site: SiteKey::EMPTY,
-        memo: [StackMemo::default(); 4],
-        sys_enter_ns: 0,
-        samples_user: 0,
-        samples_kernel: 0,
-        tid,
-        tgid: pid,
-        sys_nr: 0,
-        file_port: 0,
-        slot: slot as u16,
-        file_detail: [0; 2],
-        state: thread_state::SEEDED,
-        last_class: class::UNKNOWN,
-        file_kind: 0,
-        file_detail_kind: 0,
-        missed_wake_class: 0,
-        woken_from: 0,
-        pad: [0; 2],
-        seq_tail: 0,
-    }
-}
-
-/// Deletes a slot's entries from a map.
-fn delete_slot<K: perf_ebpf_common::Wire>(
-    map: &crate::kernel::raw::RawMap,
-    value_size: usize,
-    slot_of: impl Fn(&K) -> u32,
-    slot: u32,
-) -> Result<()> {
-    for entry in map.entries()?.chunks_exact(size_of::<K>() + value_size) {
-        if let Some(key) = K::from_bytes(entry)
-            && slot_of(&key) == slot
-        {
-            map.delete(key.as_bytes())?;
-        }
-    }
-    Ok(())
-}
-
-/// Tells the kernel side which ports the targets' network namespaces listen on.
-fn fill_listeners(kernel: &Kernel, targets: &[u32]) -> Result<()> {
-    let mut done = HashSet::new();
-    for pid in targets {
-        let Ok(namespace) = fs::metadata(format!("/proc/{pid}/ns/net")) else {
-            continue;
-        };
-        let netns = namespace.ino() as u32;
-        if !done.insert(netns) {
-            continue;
-        }
-        for port in seeds::Sockets::of(*pid).listening() {
-            let key = ListenerKey {
-                netns,
-                port: (*port).into(),
-            };
-            kernel
-                .maps
-                .listeners
-                .update(key.as_bytes(), &[1], 0)
-                .context("filling listeners")?;
-        }
-    }
-    Ok(())
-}
-
-fn thread_fact(pid: u32, tid: u32) -> Option<ThreadFact> {
-    let read = |name| fs::read_to_string(format!("/proc/{pid}/task/{tid}/{name}")).ok();
-    let stat = procfs::stat(&read("stat")?)?;
-    let (run_ns, wait_ns) = procfs::schedstat(&read("schedstat")?).unwrap_or_default();
-    Some(ThreadFact {
-        tid,
-        pid,
-        comm: stat.comm,
-        run_ns,
-        wait_ns,
-        minor_faults: stat.minor_faults,
-        major_faults: stat.major_faults,
-        user_ticks: stat.user_ticks,
-        kernel_ticks: stat.kernel_ticks,
-    })
-}
-
-/// Throttling of the process's cgroup since its making, where it has a CPU quota.
-fn throttled(pid: u32) -> Option<(u32, (String, u64, u64, u64))> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    let read = |path: String| fs::read_to_string(path).ok();
-    if let Some(path) = procfs::cgroup_path(&text, Some("cpu")) {
-        let base = format!("/sys/fs/cgroup/cpu{path}");
-        let quota: i64 = read(format!("{base}/cpu.cfs_quota_us"))?
-            .trim()
-            .parse()
-            .ok()?;
-        if quota < 0 {
-            return None;
-        }
-        let stat = read(format!("{base}/cpu.stat"))?;
-        let value = |key| procfs::cpu_stat(&stat, key).unwrap_or(0);
-        let figures = (
-            value("nr_periods"),
-            value("nr_throttled"),
-            value("throttled_time"),
-        );
-        return Some((pid, (path.to_owned(), figures.0, figures.1, figures.2)));
-    }
-    let path = procfs::cgroup_path(&text, None)?;
-    let base = format!("/sys/fs/cgroup{path}");
-    if read(format!("{base}/cpu.max"))?.starts_with("max") {
-        return None;
-    }
-    let stat = read(format!("{base}/cpu.stat"))?;
-    let value = |key| procfs::cpu_stat(&stat, key).unwrap_or(0);
-    let figures = (
-        value("nr_periods"),
-        value("nr_throttled"),
-        value("throttled_usec") * 1000,
-    );
-    Some((pid, (path.to_owned(), figures.0, figures.1, figures.2)))
-}
-
-/// Resident memory of this process (`/proc/self/statm`, second field, in pages).
-fn resident_bytes() -> u64 {
-    let pages = fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|s| s.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .unwrap_or(0);
-    // SAFETY: no memory is touched.
-    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(1) as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_seeded_account_is_empty_and_its_own() {
-        let t = seeded_state(10, 11, 3, 77);
-        assert_eq!(
-            (t.tgid, t.tid, t.slot, t.since_ns, t.start_ns),
-            (10, 11, 3, 77, 77)
-        );
-        assert_eq!((t.state, t.seq, t.seq_tail), (thread_state::SEEDED, 0, 0));
     }
 }

@@ -5,6 +5,8 @@
 //! No system call is hooked: at `sched_switch` the number and arguments of the call a thread
 //! blocks in stand in its saved registers.
 
+mod reconcile;
+
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::generated::bpf_get_current_pid_tgid,
@@ -47,9 +49,6 @@ static SITES: HashMap<SiteKey, SiteTotals> = HashMap::with_max_entries(16384, 0)
 /// Who ended waits for locks.
 #[map(name = "wakers")]
 static WAKERS: HashMap<WakerKey, SiteTotals> = HashMap::with_max_entries(4096, 0);
-
-/// A wait for a CPU that no event told of is counted as a preemption put back from this on.
-const UNTOLD_NS: u64 = 500_000;
 
 /// The thread's account, if it is a target's.
 #[inline(always)]
@@ -271,7 +270,7 @@ pub fn switch_out(t: &mut ThreadState, task: Typed, preempted: bool, now: u64) -
     }
     let ran = runtime.wrapping_sub(t.runtime_ns);
     t.runtime_ns = runtime;
-    reconcile(t, task, ran);
+    reconcile::reconcile(t, task, ran);
     // The task's own field, not the tracepoint's argument: where a signal is pending the scheduler
     // has set the field back to "running" and passes the older value on (5.18 to 6.13).
     let state: u32 = field(task, offset!(task_state));
@@ -321,7 +320,7 @@ pub fn switch_in(t: &mut ThreadState, now: u64) {
                 close(t, class::RUNQ, now);
                 t.woken_from = t.site.class + 1;
             } else {
-                // How long it then waited for a CPU comes at the switch-out, see `reconcile`.
+                // How long it then waited for a CPU comes at the switch-out, see [`reconcile`].
                 lose(if offset!(task_run_delay) == ABSENT {
                     Loss::WakeMissed
                 } else {
@@ -341,64 +340,6 @@ pub fn switch_in(t: &mut ThreadState, now: u64) {
         promote(t, now);
     }
     end(t);
-}
-
-/// Lets the scheduler's own clocks decide between the CPU and the run queue, stint by stint, where
-/// they and the events differ; the sum stays.
-///
-/// They differ where an event was not told (a wake-up: the wait is in the blocked class; a
-/// preemption and resumption: it is in the CPU's), and where the scheduler starts the next task's
-/// clock at the wake-up that preempts, before it switches (measured: 208 ms against 186 ms by the
-/// tracepoint alone, for a thread that migrates 1,000 times).
-#[inline(always)]
-fn reconcile(t: &mut ThreadState, task: Typed, ran: u64) {
-    const CPU: usize = class::CPU as usize;
-    const RUNQ: usize = class::RUNQ as usize;
-    let missed = t.missed_wake_class as usize;
-    t.missed_wake_class = 0;
-    if offset!(task_run_delay) == ABSENT {
-        return;
-    }
-    let delay: u64 = field(task, offset!(task_run_delay));
-    let first = t.run_delay_ns == u64::MAX;
-    let waited = delay.wrapping_sub(t.run_delay_ns);
-    t.run_delay_ns = delay;
-    let queued = t.spent_ns[RUNQ].wrapping_sub(t.runq_before_ns);
-    let on_cpu = t.spent_ns[CPU].wrapping_sub(t.cpu_before_ns);
-    if !first && waited > queued {
-        let untold = waited - queued;
-        let from = opaque(if missed != 0 {
-            missed.wrapping_sub(1)
-        } else {
-            CPU
-        });
-        if from < class::COUNT && untold <= t.spent_ns[from] {
-            t.spent_ns[from] -= untold;
-            t.spent_ns[RUNQ] += untold;
-            if missed == 0 && untold > UNTOLD_NS {
-                lose(Loss::PreemptionInferred);
-            }
-        }
-    } else if !first && ran > on_cpu {
-        let early = if ran - on_cpu < queued - waited {
-            ran - on_cpu
-        } else {
-            queued - waited
-        };
-        t.spent_ns[RUNQ] -= early;
-        t.spent_ns[CPU] += early;
-    }
-    // What is left of the difference lies between `sched_waking` and the thread's arrival in a queue
-    // (an interrupt to another CPU, a migration): to the scheduler it slept on.
-    let queued = t.spent_ns[RUNQ].wrapping_sub(t.runq_before_ns);
-    let woken_from = opaque((t.woken_from as usize).wrapping_sub(1));
-    t.woken_from = 0;
-    if !first && queued > waited && woken_from < class::COUNT {
-        t.spent_ns[RUNQ] -= queued - waited;
-        t.spent_ns[woken_from] += queued - waited;
-    }
-    t.runq_before_ns = t.spent_ns[RUNQ];
-    t.cpu_before_ns = t.spent_ns[CPU];
 }
 
 /// Gives a thread the histogram slot of its own process, once that has one.

@@ -1,0 +1,195 @@
+//! Reads the kernel side's maps at the end of a window, and empties what is no longer used.
+
+use std::collections::HashMap;
+
+use anyhow::{Context as _, Result};
+use perf_ebpf_common::{
+    Wire,
+    signals::{
+        LatencyCell,
+        block_io::BlockIoKey,
+        ledger::{SiteKey, SiteTotals, ThreadState},
+        stacks::MemoStats,
+        syscalls::{SyscallErrorKey, SyscallKey},
+    },
+};
+
+use super::Live;
+use crate::{
+    drain::{Fact, Frame, MapId, slots},
+    kernel::raw::RawMap,
+    signals::histograms,
+};
+
+impl Live {
+    /// Calls counted since the last slice, by slot and number.
+    pub(super) fn calls_counted(&mut self) -> Result<Vec<(u32, u32, u64)>> {
+        let entries = self
+            .kernel
+            .maps
+            .syscalls
+            .entries()
+            .context("reading syscalls")?;
+        let stride = size_of::<SyscallKey>() + size_of::<LatencyCell>();
+        let mut counts = Vec::new();
+        for entry in entries.chunks_exact(stride) {
+            let (Some(key), Some(count)) = (
+                SyscallKey::from_bytes(entry),
+                u64::from_bytes(&entry[size_of::<SyscallKey>()..]),
+            ) else {
+                continue;
+            };
+            let before = self
+                .counted_calls
+                .insert((key.slot, key.nr), count)
+                .unwrap_or(0);
+            if count > before {
+                counts.push((key.slot, key.nr, count - before));
+            }
+        }
+        counts.sort_unstable();
+        Ok(counts)
+    }
+
+    /// The thread map, with entries that were caught in the middle of an update read again.
+    pub(super) fn read_threads(&mut self) -> Result<Vec<u8>> {
+        let mut entries = self
+            .kernel
+            .maps
+            .threads
+            .entries()
+            .context("reading threads")?;
+        let stride = 4 + size_of::<ThreadState>();
+        self.thread_entries = entries.len() / stride;
+        for entry in entries.chunks_exact_mut(stride) {
+            for _ in 0..3 {
+                let Some(t) = ThreadState::from_bytes(&entry[4..]) else {
+                    break;
+                };
+                if t.seq == t.seq_tail {
+                    break;
+                }
+                if let Some(again) = self.kernel.maps.threads.lookup(&entry[..4], 1)? {
+                    entry[4..].copy_from_slice(&again);
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    pub(super) fn read_maps(&mut self) -> Result<()> {
+        for (_, slot) in self.slots.processes().collect::<Vec<_>>() {
+            self.read_histograms(slot);
+        }
+        let maps = &self.kernel.maps;
+        let mut read = |id, map: &RawMap, name| -> Result<()> {
+            let entries = map.entries().with_context(|| format!("reading {name}"))?;
+            self.frames.push(Frame::Map(id, entries));
+            Ok(())
+        };
+        read(MapId::Sites, &maps.sites, "sites")?;
+        read(MapId::Wakers, &maps.wakers, "wakers")?;
+        read(MapId::Syscalls, &maps.syscalls, "syscalls")?;
+        read(MapId::SyscallErrors, &maps.syscall_errors, "syscall_errors")?;
+        read(MapId::BlockIo, &maps.block_io, "block_io")?;
+        let mut facts = Vec::new();
+        for frame in &self.frames {
+            match frame {
+                Frame::Map(MapId::Sites, bytes) => {
+                    let owner: HashMap<u32, u32> = self
+                        .slots
+                        .processes()
+                        .map(|(pid, slot)| (slot, pid))
+                        .collect();
+                    facts.extend(self.names.files(bytes, |slot| owner.get(&slot).copied()));
+                }
+                Frame::Map(MapId::BlockIo, bytes) => facts.extend(self.names.devices(bytes)),
+                _ => {}
+            }
+        }
+        self.frames.extend(facts.into_iter().map(Frame::Fact));
+        Ok(())
+    }
+
+    pub(super) fn read_histograms(&mut self, slot: u32) {
+        if slot == slots::SHARED {
+            return;
+        }
+        if let Some(element) = self.kernel.maps.histograms.element(slot as usize) {
+            // SAFETY: a live element of the mapped array.
+            let h = unsafe { histograms::read_live(slot, element.as_ptr()) };
+            self.frames.push(Frame::Map(MapId::Histograms, h.pack()));
+        }
+    }
+
+    /// Empties the elements of slots that are free again.
+    pub(super) fn free_slots(&mut self, now_ns: u64) -> Result<()> {
+        for slot in self.slots.rested(now_ns) {
+            if let Some(element) = self.kernel.maps.histograms.element(slot as usize) {
+                // SAFETY: a live element; no thread charges to it any more.
+                unsafe { element.as_ptr().write_bytes(0, 1) };
+            }
+            let maps = &self.kernel.maps;
+            delete_slot::<SiteKey>(
+                &maps.sites,
+                size_of::<SiteTotals>(),
+                |k| k.slot.into(),
+                slot,
+            )?;
+            let cell = size_of::<LatencyCell>();
+            delete_slot::<SyscallKey>(&maps.syscalls, cell, |k| k.slot, slot)?;
+            delete_slot::<SyscallErrorKey>(&maps.syscall_errors, 8, |k| k.slot, slot)?;
+            delete_slot::<BlockIoKey>(&maps.block_io, cell, |k| k.slot, slot)?;
+            self.counted_calls.retain(|(s, _), _| *s != slot);
+            self.frames.push(Frame::Fact(Fact::SlotFreed { slot }));
+        }
+        Ok(())
+    }
+
+    pub(super) fn per_cpu_sum(&self, map: &RawMap, key: u32) -> Result<u64> {
+        let values = map
+            .lookup(&key.to_ne_bytes(), self.kernel.cpus)?
+            .unwrap_or_default();
+        Ok(values.chunks_exact(8).filter_map(u64::from_bytes).sum())
+    }
+
+    pub(super) fn memo(&self) -> Result<[u64; 4]> {
+        let values = self
+            .kernel
+            .maps
+            .memo_stats
+            .lookup(&0u32.to_ne_bytes(), self.kernel.cpus)?;
+        let mut sum = [0; 4];
+        for stats in values
+            .unwrap_or_default()
+            .chunks_exact(size_of::<MemoStats>())
+        {
+            if let Some(s) = MemoStats::from_bytes(stats) {
+                for (total, part) in sum
+                    .iter_mut()
+                    .zip([s.hits, s.walks, s.checked, s.mismatched])
+                {
+                    *total += part;
+                }
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// Deletes a slot's entries from a map.
+fn delete_slot<K: Wire>(
+    map: &RawMap,
+    value_size: usize,
+    slot_of: impl Fn(&K) -> u32,
+    slot: u32,
+) -> Result<()> {
+    for entry in map.entries()?.chunks_exact(size_of::<K>() + value_size) {
+        if let Some(key) = K::from_bytes(entry)
+            && slot_of(&key) == slot
+        {
+            map.delete(key.as_bytes())?;
+        }
+    }
+    Ok(())
+}
