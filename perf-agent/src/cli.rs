@@ -180,12 +180,19 @@ pub struct Collect {
     /// Stacks of blocked and running threads
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub stacks: Switch,
+    /// Connections and the statements on them, decoded from the bytes that pass
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub sockets: Switch,
+    /// Let keys and other literal payload leave the process; without it statements are shown as
+    /// shapes and keys as hashes
+    #[arg(long)]
+    pub unsafe_raw: bool,
     #[command(flatten)]
     pub sizes: Sizes,
 }
 
 /// Sizes of kernel maps, made small by the tests of loss accounting.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Copy, Debug, Default, Args)]
 pub struct Sizes {
     /// Size of the event ring
     #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -196,6 +203,15 @@ pub struct Sizes {
     /// Distinct sites (stack, class, detail) in a window
     #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sites: Option<u32>,
+    /// Size of the ring of captured bytes
+    #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub data_ring_bytes: Option<u32>,
+    /// Connections followed at the same time
+    #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: Option<u32>,
+    /// Most bytes of one send or receive that are looked at
+    #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16384))]
+    pub capture_bytes: Option<u32>,
 }
 
 /// Where the output goes. With a file the NDJSON goes there, and standard output is left to the

@@ -130,11 +130,9 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
         no_children: false,
         syscalls: SyscallMode::Sampled,
         stacks: Switch::On,
-        sizes: Sizes {
-            ring_bytes: None,
-            max_threads: None,
-            max_sites: None,
-        },
+        sockets: Switch::On,
+        unsafe_raw: false,
+        sizes: Sizes::default(),
     };
     let mut lines = lines(&output, Vec::new())?;
     trace::run(Target::Pids(vec![pid]), &collect, &mut lines)
@@ -142,7 +140,10 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
 
 /// Loads every program; prints what the verifier counted.
 fn verify() -> Result<()> {
-    let kernel = Kernel::load(&LoadOptions::default())?;
+    let kernel = Kernel::load(&LoadOptions {
+        every_program: true,
+        ..LoadOptions::default()
+    })?;
     let mut text = String::new();
     for (name, instructions) in kernel.verified()? {
         let count =

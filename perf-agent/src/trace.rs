@@ -202,6 +202,13 @@ fn load_options(collect: &Collect) -> LoadOptions {
         ring_bytes: sizes.ring_bytes.unwrap_or(default.ring_bytes),
         max_threads: sizes.max_threads.unwrap_or(default.max_threads),
         max_sites: sizes.max_sites.unwrap_or(default.max_sites),
+        capture_bytes: match collect.sockets {
+            Switch::On => sizes.capture_bytes.unwrap_or(default.capture_bytes),
+            Switch::Off => 0,
+        },
+        data_ring_bytes: sizes.data_ring_bytes.unwrap_or(default.data_ring_bytes),
+        max_connections: sizes.max_connections.unwrap_or(default.max_connections),
+        every_program: false,
         debug: tracing::enabled!(target: "perf_ebpf", tracing::Level::DEBUG),
     }
 }

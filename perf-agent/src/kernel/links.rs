@@ -19,9 +19,34 @@ use crate::model::SignalState;
 /// One program of the object. Its name is its hook's.
 pub struct Program {
     pub name: &'static str,
+    /// The hook, where its name is not the program's.
+    pub hook: &'static str,
     pub signal: &'static str,
-    /// Whether nothing works without it.
-    pub required: bool,
+    pub need: Need,
+}
+
+/// What happens where the kernel does not have a hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing works without it.
+    Required,
+    /// Its signal is off without it.
+    Signal,
+    /// Its signal lacks something without it.
+    Detail,
+    /// Stands in for another program, and is only attached where that one is refused.
+    Instead(&'static str),
+}
+
+impl Program {
+    const fn new(name: &'static str, signal: &'static str, need: Need) -> Program {
+        Program {
+            name,
+            hook: name,
+            signal,
+            need,
+        }
+    }
 }
 
 /// Frequency of the CPU clock: 99 and not 100, so that it does not beat with periodic work.
@@ -29,70 +54,35 @@ pub const SAMPLE_HZ: u64 = 99;
 
 const CPU_CLOCK: &str = "cpu_clock";
 const SYSCALL_HOOKS: [&str; 2] = ["sys_exit", "sys_enter"];
+/// The second stands for both: a kernel has them together or not at all.
+const SOCKETS_INSTEAD: &str = "sys_exit_sockets";
+const SOCKET_HOOKS: [&str; 2] = ["sock_send_length", "sock_recv_length"];
 
 /// Every program, in the order of attaching: lifecycle first, then what opens an interval's end
 /// before what begins one.
 pub const PROGRAMS: &[Program] = &[
+    Program::new("sched_process_fork", "lifecycle", Need::Required),
+    Program::new("sched_wakeup_new", "lifecycle", Need::Required),
+    Program::new("sched_process_exec", "lifecycle", Need::Required),
+    Program::new("inet_sock_set_state", "listeners", Need::Signal),
+    Program::new("sched_waking", "ledger", Need::Required),
+    Program::new("sched_switch", "ledger", Need::Required),
+    Program::new(CPU_CLOCK, "cpu", Need::Signal),
+    Program::new("block_rq_insert", "block_io", Need::Signal),
+    Program::new("block_rq_issue", "block_io", Need::Signal),
+    Program::new("block_rq_complete", "block_io", Need::Signal),
+    Program::new("tcp_destroy_sock", "sockets", Need::Detail),
+    Program::new("tcp_retransmit_skb", "sockets", Need::Detail),
+    Program::new("tcp_receive_reset", "sockets", Need::Detail),
+    Program::new("tcp_send_reset", "sockets", Need::Detail),
+    Program::new(SOCKET_HOOKS[0], "sockets", Need::Detail),
+    Program::new(SOCKET_HOOKS[1], "sockets", Need::Detail),
     Program {
-        name: "sched_process_fork",
-        signal: "lifecycle",
-        required: true,
+        hook: "sys_exit",
+        ..Program::new(SOCKETS_INSTEAD, "sockets", Need::Instead(SOCKET_HOOKS[1]))
     },
-    Program {
-        name: "sched_wakeup_new",
-        signal: "lifecycle",
-        required: true,
-    },
-    Program {
-        name: "sched_process_exec",
-        signal: "lifecycle",
-        required: true,
-    },
-    Program {
-        name: "inet_sock_set_state",
-        signal: "listeners",
-        required: false,
-    },
-    Program {
-        name: "sched_waking",
-        signal: "ledger",
-        required: true,
-    },
-    Program {
-        name: "sched_switch",
-        signal: "ledger",
-        required: true,
-    },
-    Program {
-        name: CPU_CLOCK,
-        signal: "cpu",
-        required: false,
-    },
-    Program {
-        name: "block_rq_insert",
-        signal: "block_io",
-        required: false,
-    },
-    Program {
-        name: "block_rq_issue",
-        signal: "block_io",
-        required: false,
-    },
-    Program {
-        name: "block_rq_complete",
-        signal: "block_io",
-        required: false,
-    },
-    Program {
-        name: "sys_enter",
-        signal: "syscalls",
-        required: false,
-    },
-    Program {
-        name: "sys_exit",
-        signal: "syscalls",
-        required: false,
-    },
+    Program::new("sys_enter", "syscalls", Need::Signal),
+    Program::new("sys_exit", "syscalls", Need::Signal),
 ];
 
 /// Links held, and why a program that is not loaded is not.
@@ -104,11 +94,31 @@ pub struct Links {
 }
 
 impl Links {
-    /// Loads every program. An optional one that is refused is noted.
-    pub fn load(&mut self, ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
+    /// Loads the programs but those of `without`, signals that are not wanted. An optional one that is
+    /// refused is noted. One that stands in for another is only loaded where it is needed, unless
+    /// `every` one is asked for.
+    pub fn load(
+        &mut self,
+        ebpf: &mut Ebpf,
+        btf: &Btf,
+        without: Option<&'static str>,
+        every: bool,
+    ) -> Result<()> {
         for program in PROGRAMS {
-            if let Err(e) = load_one(ebpf, btf, program.name) {
-                if program.required {
+            if without == Some(program.signal) {
+                let why = format!("off by --{} off", program.signal);
+                self.refused.insert(program.name, why);
+                continue;
+            }
+            if let Need::Instead(of) = program.need
+                && !every
+                && !self.refused.contains_key(of)
+            {
+                self.refused.insert(program.name, String::new());
+                continue;
+            }
+            if let Err(e) = load_one(ebpf, btf, program) {
+                if program.need == Need::Required {
                     return Err(e);
                 }
                 self.refused.insert(program.name, format!("{e:#}"));
@@ -129,7 +139,7 @@ impl Links {
                 self.attach_tracepoint(ebpf, program.name)
             };
             if let Err(e) = attached {
-                if program.required {
+                if program.need == Need::Required {
                     return Err(e);
                 }
                 self.refused.insert(program.name, format!("{e:#}"));
@@ -141,31 +151,53 @@ impl Links {
     fn states(&self) -> Vec<SignalState> {
         let mut states: Vec<SignalState> = Vec::new();
         for program in PROGRAMS {
-            let refused = self.refused.get(program.name);
-            let how = if program.name == CPU_CLOCK {
-                format!("cpu-clock on each CPU, {SAMPLE_HZ} Hz")
-            } else {
-                format!("tp_btf/{}", program.name)
-            };
-            let reason = refused.cloned().unwrap_or(how);
-            match states.iter_mut().find(|s| s.name == program.signal) {
-                Some(state) if state.on && refused.is_none() => {
-                    state.reason.push_str(", ");
-                    state.reason.push_str(&reason);
-                }
-                Some(state) if state.on => {
-                    state.on = false;
-                    state.reason = reason;
-                }
-                Some(_) => {}
-                None => states.push(SignalState {
-                    name: program.signal.to_owned(),
-                    on: refused.is_none(),
-                    reason,
-                }),
+            if !states.iter().any(|s| s.name == program.signal) {
+                states.push(self.state(program.signal));
             }
         }
         states
+    }
+
+    /// How a signal is attached, and what it lacks or why it is off.
+    fn state(&self, signal: &str) -> SignalState {
+        let (mut on, mut how, mut lacks) = (true, Vec::new(), Vec::new());
+        for program in PROGRAMS.iter().filter(|p| p.signal == signal) {
+            let Some(why) = self.refused.get(program.name) else {
+                how.push(if program.name == CPU_CLOCK {
+                    format!("cpu-clock on each CPU, {SAMPLE_HZ} Hz")
+                } else {
+                    format!("tp_btf/{}", program.hook)
+                });
+                continue;
+            };
+            match program.need {
+                Need::Instead(_) => {}
+                Need::Detail if self.stood_in_for(program.name) => {}
+                Need::Detail => lacks.push(why.clone()),
+                Need::Required | Need::Signal => {
+                    on = false;
+                    lacks.insert(0, why.clone());
+                }
+            }
+        }
+        if how.is_empty() {
+            on = false;
+        }
+        let reason = match (on, lacks.is_empty()) {
+            (true, true) => how.join(", "),
+            (true, false) => format!("{}; without {}", how.join(", "), lacks.join(", ")),
+            (false, _) => lacks.first().cloned().unwrap_or_default(),
+        };
+        SignalState {
+            name: signal.to_owned(),
+            on,
+            reason,
+        }
+    }
+
+    /// Whether the socket hooks have their stand-in, which serves both.
+    fn stood_in_for(&self, name: &str) -> bool {
+        SOCKET_HOOKS.contains(&name) && !self.refused.contains_key(SOCKETS_INSTEAD)
     }
 
     fn attach_tracepoint(&mut self, ebpf: &mut Ebpf, name: &'static str) -> Result<()> {
@@ -262,7 +294,8 @@ fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoin
         .with_context(|| format!("program {name}"))
 }
 
-fn load_one(ebpf: &mut Ebpf, btf: &Btf, name: &'static str) -> Result<()> {
+fn load_one(ebpf: &mut Ebpf, btf: &Btf, program: &Program) -> Result<()> {
+    let name = program.name;
     if name == CPU_CLOCK {
         let program: &mut PerfEvent = ebpf
             .program_mut(name)
@@ -271,6 +304,6 @@ fn load_one(ebpf: &mut Ebpf, btf: &Btf, name: &'static str) -> Result<()> {
         return program.load().with_context(|| format!("loading {name}"));
     }
     tracepoint(ebpf, name)?
-        .load(name, btf)
+        .load(program.hook, btf)
         .with_context(|| format!("loading {name}"))
 }

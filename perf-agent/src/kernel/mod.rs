@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{Ebpf, EbpfLoader, maps::RingBuf, programs::ProgramError};
 use perf_ebpf_common::{
     offsets::{ABSENT, Need, Offsets},
-    signals::control::Settings,
+    signals::{control::Settings, sockets::CAPTURE_MAX},
 };
 
 pub use self::links::PROGRAMS;
@@ -33,8 +33,15 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     pub max_threads: u32,
     pub max_sites: u32,
+    /// Most bytes of one send or receive that are captured; 0 turns the sockets signal off.
+    pub capture_bytes: u32,
+    /// Size of the ring of captured bytes, a power of two of at least a page.
+    pub data_ring_bytes: u32,
+    pub max_connections: u32,
     /// Attach the programs' debug log.
     pub debug: bool,
+    /// Load also those that stand in for hooks this kernel has, to verify them.
+    pub every_program: bool,
 }
 
 impl Default for LoadOptions {
@@ -45,7 +52,11 @@ impl Default for LoadOptions {
             ring_bytes: 1 << 20,
             max_threads: 16384,
             max_sites: 16384,
+            capture_bytes: CAPTURE_MAX as u32,
+            data_ring_bytes: 8 << 20,
+            max_connections: 16384,
             debug: false,
+            every_program: false,
         }
     }
 }
@@ -57,6 +68,8 @@ pub struct Kernel {
     links: Links,
     pub maps: Maps,
     pub ring: RingBuf<aya::maps::MapData>,
+    /// Bytes of the target's sockets.
+    pub data: RingBuf<aya::maps::MapData>,
     /// Each signal, on or off and why.
     pub signals: Vec<SignalState>,
     pub cpus: usize,
@@ -86,6 +99,7 @@ impl Kernel {
         let settings = settings(options, &types, &offsets)?;
         drop(types);
         let btf = aya::Btf::from_sys_fs().context("reading the kernel's type information")?;
+        let cpus = aya::util::nr_cpus().map_err(|(what, e)| anyhow!("{what}: {e}"))?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets, true)
@@ -93,22 +107,34 @@ impl Kernel {
             .map_max_entries("events", options.ring_bytes)
             .map_max_entries("threads", options.max_threads)
             .map_max_entries("sites", options.max_sites)
+            .map_max_entries("data", options.data_ring_bytes)
+            .map_max_entries("data_scratch", cpus as u32)
+            .map_max_entries("connections", options.max_connections)
+            .map_max_entries("protocols", options.max_connections)
             .load(OBJECT)
             .context("creating the kernel maps")?;
-        let cpus = aya::util::nr_cpus().map_err(|(what, e)| anyhow!("{what}: {e}"))?;
         let maps = Maps::open(&ebpf)?;
         let ring = RingBuf::try_from(ebpf.take_map("events").context("map events is missing")?)
             .context("mapping the event ring")?;
+        let data = RingBuf::try_from(ebpf.take_map("data").context("map data is missing")?)
+            .context("mapping the data ring")?;
         let mut kernel = Kernel {
             ebpf,
             btf,
             links: Links::default(),
             maps,
             ring,
+            data,
             signals: Vec::new(),
             cpus,
         };
-        kernel.links.load(&mut kernel.ebpf, &kernel.btf)?;
+        let without = (options.capture_bytes == 0).then_some("sockets");
+        kernel.links.load(
+            &mut kernel.ebpf,
+            &kernel.btf,
+            without,
+            options.every_program,
+        )?;
         kernel.fill_tables()?;
         kernel.note_absent(&absent);
         Ok(kernel)
@@ -174,6 +200,7 @@ impl Kernel {
                 &self.maps.device_kinds,
                 tables::device_kinds(&devices).as_slice(),
             ),
+            (&self.maps.buffer_kinds, tables::buffer_kinds().as_slice()),
         ] {
             for (i, kind) in table.iter().enumerate().filter(|(_, kind)| **kind != 0) {
                 map.update(&(i as u32).to_ne_bytes(), &[*kind], 0)
@@ -224,6 +251,7 @@ fn settings(options: &LoadOptions, types: &Btf, offsets: &Offsets) -> Result<Set
     settings.stacks = options.stacks.into();
     settings.memo_check_one_in = 128;
     settings.debug = options.debug.into();
+    settings.capture_bytes = options.capture_bytes.min(CAPTURE_MAX as u32);
     settings.has_task_pt_regs = host::has_helper_task_pt_regs().into();
     settings.in_iowait_mask = types
         .place("task_struct.in_iowait")

@@ -1,11 +1,20 @@
 //! System calls and devices by what waiting in them means, for the architecture this is built for.
 
-use perf_ebpf_common::{fd, sys};
+use perf_ebpf_common::{fd, signals::sockets::buffer, sys};
 
 /// Kind ([`sys`]) of each system call, by number.
 pub fn sys_kinds() -> [u8; sys::TABLE_LEN] {
-    let mut table = [sys::OTHER; sys::TABLE_LEN];
-    for (kind, names) in KINDS {
+    table(sys::OTHER, KINDS)
+}
+
+/// Where each system call's data is ([`buffer`]), by number.
+pub fn buffer_kinds() -> [u8; sys::TABLE_LEN] {
+    table(buffer::UNKNOWN, BUFFERS)
+}
+
+fn table(otherwise: u8, kinds: &[(u8, &[&str])]) -> [u8; sys::TABLE_LEN] {
+    let mut table = [otherwise; sys::TABLE_LEN];
+    for (kind, names) in kinds {
         for name in *names {
             if let Some(nr) = syscall_number(name)
                 && let Some(entry) = table.get_mut(nr as usize)
@@ -16,6 +25,14 @@ pub fn sys_kinds() -> [u8; sys::TABLE_LEN] {
     }
     table
 }
+
+/// Those that move bytes of a stream socket.
+const BUFFERS: &[(u8, &[&str])] = &[
+    (buffer::PLAIN, &["read", "write", "sendto"]),
+    (buffer::PLAIN | buffer::FLAGS_IN_ARG3, &["recvfrom"]),
+    (buffer::IOVEC, &["readv", "writev"]),
+    (buffer::MSGHDR, &["recvmsg", "sendmsg"]),
+];
 
 /// Names by kind; those an architecture does not have are passed over.
 const KINDS: &[(u8, &[&str])] = &[

@@ -8,7 +8,10 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_user, bpf_ringbuf_output},
+    helpers::generated::{
+        bpf_get_current_task, bpf_get_current_task_btf, bpf_get_smp_processor_id,
+        bpf_probe_read_user, bpf_ringbuf_output,
+    },
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
@@ -66,9 +69,10 @@ struct Scratch {
     payload: [u8; AREA],
 }
 
-/// Only the socket hooks use it, and they do not nest: they run with preemption off.
+/// An element a CPU (user space sets how many): a per-CPU map's values end at 32 KiB. Only the socket
+/// hooks use it, and they do not nest: they run with preemption off.
 #[map(name = "data_scratch")]
-static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+static SCRATCH: Array<Scratch> = Array::with_max_entries(1, 0);
 
 /// New connections are built here: larger than what is left of the stack.
 #[map(name = "met_scratch")]
@@ -220,10 +224,12 @@ fn transfer(t: &mut ThreadState, socket: Socket, bytes: u64, to: u8, regs: &Regi
         }
         before
     };
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+    // SAFETY: no arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
         return;
     };
-    // SAFETY: a per-CPU element of this program class.
+    // SAFETY: this CPU's element, see `SCRATCH`.
     let scratch = unsafe { &mut *scratch };
     scratch.data = SocketData {
         header: RecordHeader {
@@ -259,7 +265,9 @@ fn connection(t: &mut ThreadState, socket: Socket, now: u64) -> Option<&'static 
     }
     meet(t, socket, now);
     // SAFETY: as above.
-    CONNECTIONS.get_ptr_mut(&socket.sk).map(|c| unsafe { &mut *c })
+    CONNECTIONS
+        .get_ptr_mut(&socket.sk)
+        .map(|c| unsafe { &mut *c })
 }
 
 /// Makes the entry of a connection and tells of it.
@@ -338,10 +346,9 @@ fn sent(t: &mut ThreadState, c: &mut Connection, sk: u64, now: u64) {
             c.class = *class;
         }
     }
-    // Slots are taken by the socket's address, so that one connection used again and again stays in
-    // its own; 64 bytes and more lie between two sockets.
-    let slot = (sk >> 6 ^ sk >> 12) as usize & (ASKED - 1);
-    t.asked[slot] = sk;
+    // By the connection, so that one used again and again stays in its own slot; inode numbers of
+    // sockets opened one after another differ in their low bits.
+    t.asked[c.id as usize & (ASKED - 1)] = sk;
 }
 
 #[inline(always)]
@@ -469,33 +476,34 @@ fn plain(scratch: &mut Scratch, address: u64, bytes: u64) {
 #[inline(always)]
 fn scattered(scratch: &mut Scratch, iov: u64, buffers: u64, bytes: u64) {
     let limit = setting!(capture_bytes) as u64;
-    let mut left = if bytes < limit { bytes } else { limit };
-    let mut at = 0u64;
+    let wanted = if bytes < limit { bytes } else { limit };
     for i in 0..IOVECS_MAX as u64 {
-        if left == 0 || i >= buffers {
+        // VERIFIER: how far it is is read back from the record each time, so that one round looks
+        // like the next and is not followed for every length of those before it.
+        let at = forgotten(&scratch.data.captured) as u64;
+        if at >= wanted || i >= buffers {
             break;
         }
         let Some([base, length]) = user::<[u64; 2]>(iov + i * 16) else {
             lose(Loss::PayloadUnreadable);
             break;
         };
+        let left = wanted - at;
         let take = if length < left { length } else { left };
-        if take == 0 {
-            continue;
-        }
-        if !read(scratch, at, base, take) {
+        if take != 0 && !read(scratch, at, base, take) {
             break;
         }
-        at += take;
-        left -= take;
+        scratch.data.captured = (at + take) as u16;
     }
-    scratch.data.captured = at as u16;
 }
 
 /// Copies `length` bytes of user memory to `at` in the payload.
 #[inline(always)]
 fn read(scratch: &mut Scratch, at: u64, address: u64, length: u64) -> bool {
-    let (at, length) = (opaque(at as usize) as u64 & MASK, opaque(length as usize) as u64 & MASK);
+    let (at, length) = (
+        opaque(at as usize) as u64 & MASK,
+        opaque(length as usize) as u64 & MASK,
+    );
     // SAFETY: at most 2 * MASK bytes from the beginning of the area.
     let result = unsafe {
         bpf_probe_read_user(
