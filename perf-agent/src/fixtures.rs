@@ -224,6 +224,80 @@ pub fn full_finding() -> Finding {
     }
 }
 
+fn full_connections() -> Connections {
+    Connections {
+        stamp: stamp(),
+        who: who(),
+        window: window(),
+        connections: vec![ConnectionRow {
+            id: 77,
+            protocol: "redis".into(),
+            role: "client".into(),
+            local: "127.0.0.1:40000".into(),
+            peer: "127.0.0.1:6379".into(),
+            age: "new".into(),
+            opened: true,
+            closed: true,
+            tx_bytes: 10,
+            rx_bytes: 20,
+            connect_ns: Some(30_000),
+            rtt_ns: Some(20_000),
+            rtt_min_ns: Some(10_000),
+            rtt_max_ns: Some(40_000),
+            retransmits: 1,
+            resets: 1,
+            send_stalls: 1,
+            send_stall_ns: 5,
+            tls: false,
+            exchanges: 3,
+            in_flight: 1,
+            idle_in_transaction_ns: 7,
+        }],
+    }
+}
+
+fn full_statements() -> Statements {
+    Statements {
+        stamp: stamp(),
+        who: who(),
+        window: window(),
+        statements: vec![statement("SELECT ?", 10, 1_000)],
+    }
+}
+
+/// A statement asked `count` times of one server, each answered after `ns`.
+pub fn statement(text: &str, count: u64, ns: u64) -> StatementRow {
+    let each = Latency {
+        count,
+        sum_ns: count * ns,
+        p50_ns: ns,
+        p90_ns: ns,
+        p95_ns: ns,
+        p99_ns: ns,
+        max_ns: ns,
+    };
+    StatementRow {
+        protocol: "postgresql".into(),
+        role: "client".into(),
+        peer: "10.0.0.9:5432".into(),
+        fingerprint: "0123456789abcdef".into(),
+        text: text.into(),
+        count,
+        errors: 1,
+        errors_by_code: map("23505", 1),
+        latency: each,
+        first_byte: each,
+        queued: Latency::default(),
+        wall_share: (count * ns) as f64 / 1e9,
+        hits: 1,
+        misses: 1,
+        runs: 1,
+        run_exchanges: 5,
+        longest_run: 5,
+        led_by: Some("SELECT all".into()),
+    }
+}
+
 fn full_coverage() -> Coverage {
     Coverage {
         stamp: stamp(),
@@ -236,6 +310,15 @@ fn full_coverage() -> Coverage {
         inferred: map("switch_in", 1),
         bytes_seen: 1,
         bytes_decoded: 1,
+        sockets: SocketCoverage {
+            connections: 2,
+            unlisted_connections: 1,
+            unlisted_bytes: 10,
+            tls_unreadable_bytes: 9,
+            statements_dropped: 1,
+            unattributed_statements: 1,
+            anomalies: map("orphan_answers", 1),
+        },
         frames: 20,
         unsymbolized_frames: 2,
         stack_memo: StackMemoCoverage {
@@ -293,6 +376,8 @@ pub fn full_lines() -> Vec<Line> {
         Body::Ledger(full_ledger()),
         Body::Syscalls(full_syscalls()),
         Body::Profile(full_profile()),
+        Body::Connections(full_connections()),
+        Body::Statements(full_statements()),
         Body::Finding(full_finding()),
         Body::Coverage(full_coverage()),
         Body::Bye(full_bye()),
@@ -309,6 +394,8 @@ fn in_every_type(body: Body) -> Line {
         | Body::Ledger(_)
         | Body::Syscalls(_)
         | Body::Profile(_)
+        | Body::Connections(_)
+        | Body::Statements(_)
         | Body::Finding(_)
         | Body::Coverage(_)
         | Body::Bye(_) => Line::new(body),
@@ -328,6 +415,10 @@ pub fn minimal_lines() -> Vec<Line> {
     finding.evidence.clear();
     finding.recommendations.clear();
     finding.stacks.clear();
+    let mut connections = full_connections();
+    connections.connections.clear();
+    let mut statements = full_statements();
+    statements.statements.clear();
     let mut bye = full_bye();
     bye.lost.clear();
     bye.exit_code = None;
@@ -336,6 +427,8 @@ pub fn minimal_lines() -> Vec<Line> {
         Body::Ledger(ledger),
         Body::Syscalls(syscalls),
         Body::Profile(profile),
+        Body::Connections(connections),
+        Body::Statements(statements),
         Body::Finding(finding),
         Body::Coverage(Coverage {
             stamp: stamp(),
@@ -376,6 +469,8 @@ pub fn minimal_report(comm: &str) -> ProcessReport {
             rest: Classes::new(),
             locks: Vec::new(),
         },
+        connections: None,
+        statements: None,
     }
 }
 

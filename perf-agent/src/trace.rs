@@ -17,6 +17,7 @@ use tokio::{
 use crate::{
     aggregate::Pipeline,
     cli::{Collect, Switch, SyscallMode},
+    decode,
     drain::{
         EndFact, Fact, Frame, Start,
         codec::Writer,
@@ -31,6 +32,8 @@ use crate::{
 /// How often the ring is emptied. At 1,000 processes a second it fills 70 KiB in that time, of
 /// 1 MiB.
 const POLL: Duration = Duration::from_millis(100);
+/// The same while the data ring fills to more than a quarter in that time.
+const HURRIED_POLL: Duration = Duration::from_millis(10);
 
 /// Takes the frames of a trace.
 pub trait Consumer {
@@ -149,7 +152,10 @@ async fn trace(target: Target, collect: &Collect, consumer: &mut dyn Consumer) -
         syscalls: mode_name(collect.syscalls).to_owned(),
         ..Start::default()
     };
-    let mut live = Live::attach(&load_options(collect), &pids, start)?;
+    let decode = decode::Options {
+        raw: collect.unsafe_raw,
+    };
+    let mut live = Live::attach(&load_options(collect), decode, &pids, start)?;
     let mut session = Session {
         slices: match collect.syscalls {
             SyscallMode::Sampled => Some(Slices::new(monotonic_ns())),
@@ -280,8 +286,8 @@ impl Session {
             }
             self.switch_slice(live)?;
             if now >= next_poll {
-                live.poll();
-                next_poll = now + POLL;
+                let hurry = live.poll();
+                next_poll = now + if hurry { HURRIED_POLL } else { POLL };
                 if !live.alive() && target.matching().is_empty() {
                     return Ok(Reason::TargetExit);
                 }
@@ -295,9 +301,11 @@ impl Session {
     fn window(&mut self, live: &mut Live, target: &Target) -> Result<()> {
         live.window()?;
         for pid in target.matching() {
-            if !live.follows(pid)
-                && let Err(e) = live.seed(pid)
-            {
+            if live.follows(pid) {
+                continue;
+            }
+            live.note_sockets(pid);
+            if let Err(e) = live.seed(pid) {
                 tracing::debug!(pid, "{e:#}");
             }
         }

@@ -13,8 +13,8 @@ use crate::{
     drain::{EndFact, Start, WindowFact},
     model::{
         AgentCost, BlockIo, Body, Bye, Coverage, Finding, Hello, Ledger, Line, Process,
-        ProcessReport, Profile, SignalState, StackMemoCoverage, Stamp, Syscalls, Throttled, Window,
-        WindowReport,
+        ProcessReport, Profile, SignalState, SocketCoverage, StackMemoCoverage, Stamp, Syscalls,
+        Throttled, Window, WindowReport,
     },
     signals::{histograms::Histograms, latency},
 };
@@ -117,6 +117,8 @@ impl Context<'_> {
                 rest: profile.rest,
                 locks: profile.locks,
             },
+            connections: None,
+            statements: None,
         }
     }
 }
@@ -179,6 +181,7 @@ pub fn coverage(
         inferred: difference(&now.inferred, &before.inferred),
         bytes_seen: 0,
         bytes_decoded: 0,
+        sockets: SocketCoverage::default(),
         frames: frames().count() as u64,
         unsymbolized_frames: frames().filter(|f| !f.symbolized).count() as u64,
         stack_memo: StackMemoCoverage {
@@ -225,6 +228,8 @@ pub fn in_order(report: WindowReport, findings: Vec<Finding>) -> Vec<Line> {
         if !process.profile.sites.is_empty() {
             lines.push(Line::new(Body::Profile(process.profile)));
         }
+        lines.extend(process.connections.map(|c| Line::new(Body::Connections(c))));
+        lines.extend(process.statements.map(|s| Line::new(Body::Statements(s))));
     }
     lines.extend(findings.into_iter().map(|f| Line::new(Body::Finding(f))));
     lines.push(Line::new(Body::Coverage(report.coverage)));

@@ -5,6 +5,7 @@ mod clock;
 mod io;
 mod lines;
 mod profile;
+mod sockets;
 mod syscalls;
 mod threads;
 
@@ -33,6 +34,7 @@ pub struct Pipeline {
     profiles: Profiles,
     calls: Calls,
     io: io::BlockIos,
+    sockets: sockets::Sockets,
     /// Owner of each histogram slot.
     owners: BTreeMap<u32, u32>,
     /// Histograms at the end of the window before, and what came in this one.
@@ -53,6 +55,7 @@ impl Pipeline {
             profiles: Profiles::default(),
             calls: Calls::default(),
             io: io::BlockIos::default(),
+            sockets: sockets::Sockets::default(),
             owners: BTreeMap::new(),
             histograms: HashMap::new(),
             window_histograms: HashMap::new(),
@@ -78,8 +81,8 @@ impl Pipeline {
             Some(Record::Exited(r)) => self.threads.exited(&r),
             Some(Record::Exec(r)) => self.threads.exec(&r),
             Some(Record::UnixName(id, path)) => self.profiles.unix_name(id, path),
-            // Its frames come as a fact, named.
-            Some(Record::Stack(..)) => {}
+            // What they tell of comes as facts.
+            Some(Record::Stack(..) | Record::Met(_) | Record::Closed(_)) => {}
             None => self.damaged += 1,
         }
     }
@@ -132,6 +135,9 @@ impl Pipeline {
             Fact::File(f) => self.profiles.file(f),
             Fact::Device { dev, name } => self.io.device(*dev, name),
             Fact::Slice(s) => self.calls.slice(s),
+            Fact::Connections(c) => self.sockets.connections.clone_from(&c.rows),
+            Fact::Statements(s) => self.sockets.statements.clone_from(&s.rows),
+            Fact::Traffic(t) => self.sockets.traffic = t.clone(),
             Fact::Window(w) => return self.window(w),
             Fact::End(e) => return vec![self.bye(e)],
         }
@@ -199,7 +205,12 @@ impl Pipeline {
                 lines::throttled(pid, &self.before, w),
             ));
         }
-        let coverage = lines::coverage(&stamp, window, &processes, (&self.before, w), self.damaged);
+        for report in &mut processes {
+            self.sockets.add_to(report, &stamp, window);
+        }
+        let mut coverage =
+            lines::coverage(&stamp, window, &processes, (&self.before, w), self.damaged);
+        self.sockets.cover(&mut coverage);
         WindowReport {
             processes,
             coverage,

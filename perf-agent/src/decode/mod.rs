@@ -8,11 +8,15 @@
 //!
 //! One file a protocol and one line in [`PROTOCOLS`].
 
+pub mod connections;
+pub mod conversation;
 pub mod framing;
 pub mod output;
 pub mod outstanding;
+pub mod statements;
 #[cfg(test)]
 mod testing;
+pub mod tls;
 
 pub use output::{Anomaly, Exchange, Options, Output, TextId, Transaction};
 pub use outstanding::{Outcome, Outstanding};
@@ -91,6 +95,11 @@ pub trait Decoder {
 
     /// Requests that wait for (the rest of) their answer.
     fn in_flight(&self) -> usize;
+
+    /// Whether what follows is TLS: the protocol asked for it and the peer agreed.
+    fn encrypted(&self) -> bool {
+        false
+    }
 }
 
 /// A protocol's line in the registry.

@@ -161,7 +161,7 @@ fn impact(bound_ns: u64, wall_ns: u64, lifetime_ns: u64, share: f64) -> Level {
 }
 
 /// FNV-1a, 64 bit: the same in every build and on every machine, which the standard hasher is not.
-fn fnv1a(parts: &[&str]) -> u64 {
+pub fn fnv1a(parts: &[&str]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in parts
         .iter()

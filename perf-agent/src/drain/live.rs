@@ -14,7 +14,7 @@ use std::{
 use anyhow::Result;
 use perf_ebpf_common::{
     loss::Loss,
-    signals::{control::Control, record},
+    signals::{control::Control, record, sockets::Connection},
 };
 
 use self::{
@@ -22,9 +22,11 @@ use self::{
     seeding::fill_listeners,
 };
 use super::{
-    Fact, Frame, MapId, ProcessFact, SliceFact, Start, WindowFact, files::Names, slots::Slots,
+    Fact, Frame, MapId, ProcessFact, SliceFact, Start, WindowFact, files::Names, seeds,
+    slots::Slots,
 };
 use crate::{
+    decode::{self, connections::Connections},
     kernel::{Kernel, LoadOptions, host, tables},
     signals::records::{self, Record},
     symbolize::Stacks,
@@ -65,6 +67,11 @@ pub struct Live {
     /// Seeded threads whose class is known, by id and start of their account.
     resolved: HashSet<(u32, u64)>,
     thread_entries: usize,
+    connection_entries: usize,
+    data_ring_bytes: usize,
+    connections: Connections,
+    /// Connections that ended; told of once the data before their end was taken.
+    closed: Vec<Connection>,
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC: the clock of `bpf_ktime_get_ns`.
@@ -87,9 +94,16 @@ impl Live {
     ///
     /// # Errors
     /// As [`Kernel::load`] and [`Kernel::attach`]; a target that is not there.
-    pub fn attach(options: &LoadOptions, targets: &[u32], start: Start) -> Result<Live> {
+    pub fn attach(
+        options: &LoadOptions,
+        decode: decode::Options,
+        targets: &[u32],
+        start: Start,
+    ) -> Result<Live> {
         let mut kernel = Kernel::load(options)?;
         fill_listeners(&kernel, targets)?;
+        // Before the hooks: what is made from here on is new.
+        let sockets_before: Vec<u64> = targets.iter().flat_map(|p| seeds::sockets_of(*p)).collect();
         kernel.attach()?;
         let mut live = Live {
             kernel,
@@ -110,7 +124,12 @@ impl Live {
             counted_calls: HashMap::new(),
             resolved: HashSet::new(),
             thread_entries: 0,
+            connection_entries: 0,
+            data_ring_bytes: options.data_ring_bytes as usize,
+            connections: Connections::new(decode),
+            closed: Vec::new(),
         };
+        live.connections.preexisting(sockets_before);
         live.start(start, targets);
         for pid in targets {
             match live.seed(*pid) {
@@ -183,17 +202,60 @@ impl Live {
         std::mem::take(&mut self.frames)
     }
 
-    /// Empties the ring.
-    pub fn poll(&mut self) {
-        while let Some(bytes) = self.kernel.ring.next().map(|item| item.to_vec()) {
-            self.received += 1;
-            self.note(&bytes);
-            self.frames.push(Frame::Record(bytes));
+    /// Empties the rings. True where the data ring was so full that it should be emptied sooner next
+    /// time.
+    pub fn poll(&mut self) -> bool {
+        self.poll_events();
+        let taken = self.poll_data();
+        for connection in std::mem::take(&mut self.closed) {
+            self.connections.closed(&connection);
+        }
+        for (id, class) in self.connections.take_found() {
+            // Where it is full, waits for the others stay `net.tcp`.
+            let protocols = &self.kernel.maps.protocols;
+            if let Err(e) = protocols.update(&id.to_ne_bytes(), &[class], 0) {
+                tracing::debug!("telling the kernel side of a protocol: {e}");
+            }
         }
         if let Some((_, since)) = &self.stats
             && monotonic_ns() - since >= BPF_COUNTED_NS
         {
             self.end_counting();
+        }
+        taken > self.data_ring_bytes / 4
+    }
+
+    /// Bytes taken from the data ring.
+    fn poll_data(&mut self) -> usize {
+        let mut taken = 0;
+        loop {
+            let Some(record) = self.kernel.data.next() else {
+                return taken;
+            };
+            taken += record.len();
+            self.received += 1;
+            let known = self.connections.knows(&record);
+            if !self.connections.data(&record) {
+                self.undecodable += 1;
+            }
+            drop(record);
+            if !known {
+                // Its description lies in the other ring.
+                self.poll_events();
+            }
+        }
+    }
+
+    /// Sockets of a process that is followed from now on are older than that.
+    pub fn note_sockets(&mut self, pid: u32) {
+        self.connections.preexisting(seeds::sockets_of(pid));
+    }
+
+    fn poll_events(&mut self) {
+        while let Some(bytes) = self.kernel.ring.next().map(|item| item.to_vec()) {
+            self.received += 1;
+            self.note(&bytes);
+            self.frames.push(Frame::Record(bytes));
         }
     }
 
@@ -214,7 +276,9 @@ impl Live {
                 let fact = self.stacks.name(r.id, r.tgid, &addresses);
                 self.frames.push(Frame::Fact(Fact::Stack(fact)));
             }
-            Some(Record::UnixName(..)) => {}
+            Some(Record::UnixName(id, path)) => self.connections.unix_name(id, &path),
+            Some(Record::Met(r)) => self.connections.met(&r.connection),
+            Some(Record::Closed(r)) => self.closed.push(r.connection),
             None => self.undecodable += 1,
         }
     }
@@ -287,6 +351,7 @@ impl Live {
         self.read_maps()?;
         // The ring after the maps: a thread that ended in between is in one of them at least.
         self.poll();
+        self.end_connections(end_ns)?;
         self.read_proc(&threads);
         self.settle(end_ns);
         self.frames.push(Frame::Map(MapId::Threads, threads));
@@ -372,6 +437,7 @@ impl Live {
         }
         let mut map_entries = BTreeMap::new();
         map_entries.insert("threads".to_owned(), self.thread_entries as u64);
+        map_entries.insert("connections".to_owned(), self.connection_entries as u64);
         Ok(WindowFact {
             end_ns,
             agent_cpu_ns: clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID),
@@ -399,6 +465,8 @@ impl Live {
     /// As [`Live::window`].
     pub fn finish(&mut self) -> Result<()> {
         self.kernel.detach();
+        self.poll();
+        self.connections.end();
         self.window()
     }
 }

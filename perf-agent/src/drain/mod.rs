@@ -16,6 +16,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::Latency;
+
 /// One piece of a trace.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
@@ -84,6 +86,12 @@ pub enum Fact {
     },
     /// A slice of the syscalls signal ended, with the calls counted in it by number and slot.
     Slice(SliceFact),
+    /// Connections that were used in the window.
+    Connections(ConnectionsFact),
+    /// What was said on them, by statement.
+    Statements(StatementsFact),
+    /// How much of that could be read.
+    Traffic(TrafficFact),
     Window(WindowFact),
     End(EndFact),
 }
@@ -173,6 +181,90 @@ pub struct SliceFact {
     pub length_ns: u64,
     /// (slot, system call number, count).
     pub counts: Vec<(u32, u32, u64)>,
+}
+
+/// The connections of a window, the busiest first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionsFact {
+    pub rows: Vec<ConnectionFact>,
+}
+
+/// The statements of a window, those that took longest in all first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatementsFact {
+    pub rows: Vec<StatementFact>,
+}
+
+/// A connection in a window. Bytes and counts are the window's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionFact {
+    /// Inode number of the socket.
+    pub id: u64,
+    pub pid: u32,
+    pub protocol: Option<String>,
+    /// `None` where the role cannot be told.
+    pub client: Option<bool>,
+    pub local: String,
+    pub peer: String,
+    /// Made after the attach.
+    pub new: bool,
+    /// Not there in the window before.
+    pub first_window: bool,
+    pub closed: bool,
+    pub encrypted: bool,
+    pub tx_bytes: u64,
+    pub rx_bytes: u64,
+    pub connect_ns: Option<u64>,
+    /// Mean of the window; least and largest since the first byte.
+    pub rtt_ns: Option<u64>,
+    pub rtt_min_ns: Option<u64>,
+    pub rtt_max_ns: Option<u64>,
+    pub retransmits: u64,
+    pub resets: u64,
+    pub send_stalls: u64,
+    pub send_stall_ns: u64,
+    pub exchanges: u64,
+    /// Requests without their answer at the end of the window.
+    pub in_flight: u64,
+    pub idle_in_transaction_ns: u64,
+}
+
+/// A statement in a window.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatementFact {
+    pub pid: u32,
+    pub protocol: String,
+    pub client: bool,
+    pub peer: String,
+    pub text: String,
+    pub latency: Latency,
+    pub first_byte: Latency,
+    pub queued: Latency,
+    pub errors: BTreeMap<String, u64>,
+    pub hits: u64,
+    pub misses: u64,
+    /// Sequences of this statement and no other on one connection that another statement led to:
+    /// how many, how many exchanges in all, the longest, and what led to them.
+    pub runs: u64,
+    pub run_exchanges: u64,
+    pub longest_run: u64,
+    pub led_by: Option<String>,
+}
+
+/// Socket bytes of a window and what became of them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrafficFact {
+    pub bytes_seen: u64,
+    pub bytes_decoded: u64,
+    /// Of connections that are TLS.
+    pub bytes_encrypted: u64,
+    /// What could not be paired or read, by name.
+    pub anomalies: BTreeMap<String, u64>,
+    pub statements_dropped: u64,
+    pub connections: u64,
+    /// Connections past those that are listed, and their bytes.
+    pub rest_connections: u64,
+    pub rest_bytes: u64,
 }
 
 /// The end of a window: everything before it belongs to it.

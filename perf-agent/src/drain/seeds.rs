@@ -76,6 +76,20 @@ impl Sockets {
     }
 }
 
+/// Inode numbers of the sockets a process has.
+pub fn sockets_of(pid: u32) -> Vec<u64> {
+    fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let link = fs::read_link(entry.path()).ok()?;
+            let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+            inode.parse().ok()
+        })
+        .collect()
+}
+
 /// Kind of an fd by what its link in /proc names.
 fn fd_kind(link: &str, sockets: &Sockets) -> u8 {
     let inode = |prefix: &str| {

@@ -169,8 +169,8 @@ mod tests {
     proptest! {
         #[test]
         fn differences_keep_the_sum_and_never_go_below_zero(
-            a in proptest::array::uniform18(0u64..1000), grow in proptest::array::uniform18(0u64..1000),
-            from in 0usize..18, to in 0usize..18
+            a in proptest::array::uniform26(0u64..1000), grow in proptest::array::uniform26(0u64..1000),
+            from in 0usize..26, to in 0usize..26
         ) {
             let before = Totals { spent_ns: a, unaccounted_ns: 1 };
             let mut after = before;

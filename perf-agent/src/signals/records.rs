@@ -7,6 +7,7 @@ use perf_ebpf_common::{
         ledger::UnixName,
         lifecycle::{Exec, ThreadExited, ThreadStarted},
         record,
+        sockets::{ConnectionClosed, ConnectionMet},
         stacks::StackRecord,
     },
 };
@@ -20,6 +21,8 @@ pub enum Record {
     Stack(StackRecord, Vec<u64>),
     /// Identity and path (`@` in front of an abstract one).
     UnixName(u64, String),
+    Met(Box<ConnectionMet>),
+    Closed(Box<ConnectionClosed>),
 }
 
 /// Reads a record; `None` where its kind is unknown or it is too short for what it says.
@@ -49,6 +52,8 @@ pub fn parse(bytes: &[u8]) -> Option<Record> {
             let path = path.split(|b| *b == 0).next().unwrap_or_default();
             Record::UnixName(name.id, format!("{mark}{}", String::from_utf8_lossy(path)))
         }
+        record::CONNECTION_MET => Record::Met(Box::new(ConnectionMet::from_bytes(bytes)?)),
+        record::CONNECTION_CLOSED => Record::Closed(Box::new(ConnectionClosed::from_bytes(bytes)?)),
         _ => return None,
     })
 }
@@ -100,7 +105,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_the_parser_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..900), kind in 0u8..7) {
+        fn no_bytes_make_the_parser_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..900), kind in 0u8..9) {
             if let Some(first) = bytes.first_mut() {
                 *first = kind;
             }

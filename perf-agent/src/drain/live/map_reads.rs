@@ -4,11 +4,12 @@ use std::collections::HashMap;
 
 use anyhow::{Context as _, Result};
 use perf_ebpf_common::{
-    Wire,
+    Wire, fd,
     signals::{
         LatencyCell,
         block_io::BlockIoKey,
         ledger::{SiteKey, SiteTotals, ThreadState},
+        sockets::Connection,
         stacks::MemoStats,
         syscalls::{SyscallErrorKey, SyscallKey},
     },
@@ -16,10 +17,13 @@ use perf_ebpf_common::{
 
 use super::Live;
 use crate::{
-    drain::{Fact, Frame, MapId, slots},
+    drain::{ConnectionsFact, Fact, Frame, MapId, StatementsFact, seeds, slots},
     kernel::raw::RawMap,
     signals::histograms,
 };
+
+/// How long a Unix socket must have been quiet before it is looked for in `/proc`.
+const QUIET_NS: u64 = 1_000_000_000;
 
 impl Live {
     /// Calls counted since the last slice, by slot and number.
@@ -49,6 +53,50 @@ impl Live {
         }
         counts.sort_unstable();
         Ok(counts)
+    }
+
+    /// Reads the connections and turns what was said on them into facts.
+    pub(super) fn end_connections(&mut self, end_ns: u64) -> Result<()> {
+        let map = &self.kernel.maps.connections;
+        let entries = map.entries().context("reading connections")?;
+        self.connection_entries = entries.len() / (8 + size_of::<Connection>());
+        let facts = self.connections.window(&entries, end_ns);
+        self.forget_unix(&entries, end_ns)?;
+        self.frames.extend(
+            [
+                Fact::Connections(ConnectionsFact {
+                    rows: facts.connections,
+                }),
+                Fact::Statements(StatementsFact {
+                    rows: facts.statements,
+                }),
+                Fact::Traffic(facts.traffic),
+            ]
+            .map(Frame::Fact),
+        );
+        Ok(())
+    }
+
+    /// Takes Unix sockets that are gone out of the map: no event tells of their end.
+    fn forget_unix(&mut self, entries: &[u8], now_ns: u64) -> Result<()> {
+        let mut there: HashMap<u32, Vec<u64>> = HashMap::new();
+        for entry in entries.chunks_exact(8 + size_of::<Connection>()) {
+            let Some(c) = Connection::from_bytes(&entry[8..]) else {
+                continue;
+            };
+            let unix = matches!(c.kind, fd::UNIX_CLIENT | fd::UNIX_SERVER | fd::UNIX_PAIR);
+            if !unix || now_ns.saturating_sub(c.last_ns) < QUIET_NS {
+                continue;
+            }
+            let sockets = there
+                .entry(c.tgid)
+                .or_insert_with(|| seeds::sockets_of(c.tgid));
+            if !sockets.contains(&c.id) {
+                self.kernel.maps.connections.delete(&entry[..8])?;
+                self.kernel.maps.protocols.delete(&c.id.to_ne_bytes())?;
+            }
+        }
+        Ok(())
     }
 
     /// The thread map, with entries that were caught in the middle of an update read again.

@@ -1,5 +1,6 @@
 //! The text of the summary: the answer first, then what it rests on.
 
+use super::peers;
 use super::sections;
 use super::state::{FindingSum, ProcessSum, State, is_idle};
 use super::text::{Align, Span, Style, Table, Text, plain};
@@ -19,6 +20,8 @@ pub fn render(state: &State, live: bool) -> Text {
         text.line([(Style::Dim, signal)]);
     }
     let ranked = state.ranked();
+    state.peers.statements(&mut text, state.wall_ns);
+    state.peers.connections(&mut text);
     for process in ranked.iter().take(SECTIONS) {
         section(&mut text, state, process, live);
     }
@@ -221,7 +224,7 @@ fn coverage(state: &State) -> Vec<Vec<Span>> {
         }
     };
     let memo = &c.stack_memo;
-    let given_up: u64 = state.processes.values().map(|p| p.given_up).sum();
+    let given_up = state.processes.values().map(|p| p.given_up).sum::<u64>() + state.peers.given_up;
     let mut line = vec![
         (Style::Bold, "coverage".to_owned()),
         plain(format!(
@@ -242,6 +245,9 @@ fn coverage(state: &State) -> Vec<Vec<Span>> {
             units::count(memo.mismatched),
             units::count(memo.checked),
         )));
+    }
+    if let Some(sockets) = peers::coverage(&c.sockets, c.bytes_seen, c.bytes_decoded) {
+        line.push(plain(format!(" · {sockets}")));
     }
     line.push(plain(format!(
         " · agent {} CPU, {} in kernel programs, {}",

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::peers::Peers;
 use crate::detect;
 use crate::model::{
     Body, Classes, Coverage, Detail, Faults, Finding, Frame, Hello, Latency, Ledger, Process,
@@ -41,7 +42,7 @@ pub struct LatencySum {
 }
 
 impl LatencySum {
-    fn add(&mut self, other: &Latency) {
+    pub fn add(&mut self, other: &Latency) {
         if other.count == 0 {
             return;
         }
@@ -288,6 +289,7 @@ pub struct State {
     pub wall_ns: u64,
     pub coverage: Coverage,
     pub processes: BTreeMap<u32, ProcessSum>,
+    pub peers: Peers,
     /// Processes given up for want of room.
     pub given_up: u64,
 }
@@ -300,6 +302,8 @@ impl State {
             Body::Ledger(ledger) => self.process(&ledger.who).add_ledger(ledger),
             Body::Syscalls(syscalls) => self.process(&syscalls.who).add_syscalls(syscalls),
             Body::Profile(profile) => self.process(&profile.who).add_profile(profile),
+            Body::Connections(line) => self.peers.add_connections(line),
+            Body::Statements(line) => self.peers.add_statements(line),
             Body::Finding(finding) => self.process(&finding.who).add_finding(finding),
             Body::Coverage(coverage) => {
                 self.add_coverage(coverage);
@@ -328,6 +332,10 @@ impl State {
         sum.generated += now.generated;
         sum.received += now.received;
         add_all(&mut sum.lost, &now.lost);
+        sum.bytes_seen += now.bytes_seen;
+        sum.bytes_decoded += now.bytes_decoded;
+        sum.sockets.tls_unreadable_bytes += now.sockets.tls_unreadable_bytes;
+        add_all(&mut sum.sockets.anomalies, &now.sockets.anomalies);
         sum.frames += now.frames;
         sum.unsymbolized_frames += now.unsymbolized_frames;
         sum.stack_memo.hits += now.stack_memo.hits;
@@ -348,7 +356,7 @@ impl State {
 }
 
 /// Adds counts by name.
-fn add_all(into: &mut BTreeMap<String, u64>, from: &BTreeMap<String, u64>) {
+pub fn add_all(into: &mut BTreeMap<String, u64>, from: &BTreeMap<String, u64>) {
     for (name, value) in from {
         match into.get_mut(name) {
             Some(sum) => *sum += value,
@@ -359,7 +367,7 @@ fn add_all(into: &mut BTreeMap<String, u64>, from: &BTreeMap<String, u64>) {
     }
 }
 
-fn shrink<K: Ord + Clone, V>(rows: &mut BTreeMap<K, V>, weight: impl Fn(&V) -> u64) -> u64 {
+pub fn shrink<K: Ord + Clone, V>(rows: &mut BTreeMap<K, V>, weight: impl Fn(&V) -> u64) -> u64 {
     shrink_to(rows, MAX_ROWS, weight)
 }
 
@@ -421,7 +429,10 @@ mod tests {
     fn a_window_ends_with_its_coverage() {
         let mut state = State::default();
         let ends: Vec<bool> = minimal_lines().iter().map(|l| state.add(&l.body)).collect();
-        assert_eq!(ends, [false, false, false, false, false, true, false]);
+        assert_eq!(
+            ends,
+            [false, false, false, false, false, false, false, true, false]
+        );
     }
 
     #[test]

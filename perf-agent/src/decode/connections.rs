@@ -1,0 +1,460 @@
+//! All connections of a trace: takes the records of the sockets signal, keeps a [`Conversation`] for
+//! each, and gives the facts of each window.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use perf_ebpf_common::{
+    Wire as _, class, fd,
+    signals::{
+        ledger::detail,
+        sockets::{Connection, SocketData, direction},
+    },
+};
+use rustc_hash::FxHashMap;
+
+use super::{
+    Joined, Options, Output, Protocol, Transaction,
+    conversation::{Captured, Conversation},
+    statements::{Key, Statements},
+};
+use crate::drain::{ConnectionFact, StatementFact, TrafficFact};
+
+/// Connections shown of a window, the busiest first.
+const MAX_SHOWN: usize = 100;
+/// Bytes of a connection held until its description comes.
+const MAX_UNMET_BYTES: usize = 64 << 10;
+/// Windows after which a connection that the kernel side no longer knows is forgotten.
+const FORGET_AFTER: u32 = 2;
+
+/// A connection and its conversation.
+struct Known {
+    /// As of the last record or window; `None` until it was described.
+    meta: Option<Connection>,
+    /// Its figures at the end of the window before.
+    before: Connection,
+    age_new: bool,
+    conversation: Option<Conversation>,
+    /// Place of the other end's name.
+    peer: u32,
+    /// Data that came before the description.
+    early: Vec<Vec<u8>>,
+    early_bytes: usize,
+    tgid: u32,
+    closed: bool,
+    missing: u32,
+    exchanges_before: u64,
+}
+
+/// See the module.
+pub struct Connections {
+    output: Output,
+    statements: Statements,
+    known: FxHashMap<u64, Known>,
+    /// Connections that were there before the trace, by [`Connection::id`].
+    preexisting: HashSet<u64>,
+    peers: Vec<String>,
+    peer_places: HashMap<String, u32>,
+    unix: HashMap<u64, String>,
+    /// Connections whose protocol became known, with its ledger class.
+    found: Vec<(u64, u8)>,
+    traffic: TrafficFact,
+    tls_bytes: u64,
+}
+
+/// What a window's connections came to.
+pub struct WindowFacts {
+    pub connections: Vec<ConnectionFact>,
+    pub statements: Vec<StatementFact>,
+    pub traffic: TrafficFact,
+}
+
+/// Ledger class of waiting for a peer that speaks a protocol.
+pub const fn class_of(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Postgresql => class::NET_POSTGRESQL,
+        Protocol::Mysql => class::NET_MYSQL,
+        Protocol::Redis => class::NET_REDIS,
+        Protocol::Memcached => class::NET_MEMCACHED,
+        Protocol::Mongodb => class::NET_MONGODB,
+        Protocol::Http => class::NET_HTTP,
+        Protocol::Http2 => class::NET_HTTP2,
+        Protocol::Kafka => class::NET_KAFKA,
+    }
+}
+
+impl Connections {
+    pub fn new(options: Options) -> Connections {
+        Connections {
+            output: Output::new(options),
+            statements: Statements::default(),
+            known: FxHashMap::default(),
+            preexisting: HashSet::new(),
+            peers: Vec::new(),
+            peer_places: HashMap::new(),
+            unix: HashMap::new(),
+            found: Vec::new(),
+            traffic: TrafficFact::default(),
+            tls_bytes: 0,
+        }
+    }
+
+    /// Sockets (by inode number) that were there before the trace began.
+    pub fn preexisting(&mut self, ids: impl IntoIterator<Item = u64>) {
+        self.preexisting.extend(ids);
+    }
+
+    /// A Unix socket's name.
+    pub fn unix_name(&mut self, id: u64, path: &str) {
+        self.unix.insert(id, path.to_owned());
+    }
+
+    /// A connection was described.
+    pub fn met(&mut self, connection: &Connection) {
+        let (age_new, peer) = (
+            !self.preexisting.contains(&connection.id),
+            self.peer_place(connection),
+        );
+        let known = self.known.entry(connection.id).or_insert_with(Known::new);
+        let first = known.meta.is_none();
+        known.meta = Some(*connection);
+        if !first {
+            return;
+        }
+        known.age_new = age_new;
+        known.peer = peer;
+        known.tgid = connection.tgid;
+        if let Some(client) = is_client(connection.kind) {
+            let joined = if age_new {
+                Joined::AtStart
+            } else {
+                Joined::Late
+            };
+            known.conversation = Some(Conversation::new(client, joined));
+        }
+        for record in std::mem::take(&mut known.early) {
+            self.data(&record);
+        }
+    }
+
+    /// A connection's socket is gone.
+    pub fn closed(&mut self, connection: &Connection) {
+        self.met(connection);
+        let Some(known) = self.known.get_mut(&connection.id) else {
+            return;
+        };
+        known.closed = true;
+        if let Some(conversation) = &mut known.conversation {
+            conversation.end(&mut self.output);
+        }
+        self.gather(connection.id);
+    }
+
+    /// Whether a connection was described; data of others is held.
+    pub fn knows(&self, data: &[u8]) -> bool {
+        SocketData::from_bytes(data)
+            .is_some_and(|d| self.known.get(&d.id).is_some_and(|k| k.meta.is_some()))
+    }
+
+    /// Takes a record of the data ring; false where it is not one.
+    pub fn data(&mut self, record: &[u8]) -> bool {
+        let Some(data) = SocketData::from_bytes(record) else {
+            return false;
+        };
+        let payload = &record[size_of::<SocketData>()..];
+        let (captured, tail) = (usize::from(data.captured), usize::from(data.tail));
+        let Some(payload) = payload.get(..captured + tail) else {
+            return false;
+        };
+        let known = self.known.entry(data.id).or_insert_with(Known::new);
+        if known.meta.is_none() {
+            if known.early_bytes + record.len() <= MAX_UNMET_BYTES {
+                known.early_bytes += record.len();
+                known.early.push(record.to_vec());
+            }
+            return true;
+        }
+        self.traffic.bytes_seen += u64::from(data.bytes);
+        known.tgid = data.tgid;
+        let Some(conversation) = &mut known.conversation else {
+            return true;
+        };
+        let before = conversation.protocol();
+        let piece = Captured {
+            sent: data.direction == direction::SENT,
+            at_ns: data.header.at_ns,
+            tid: data.tid,
+            position: data.position,
+            bytes: data.bytes.into(),
+            head: &payload[..captured],
+            tail: &payload[captured..],
+        };
+        conversation.take(&piece, &mut self.output);
+        if conversation.is_encrypted() {
+            self.tls_bytes += u64::from(data.bytes);
+        }
+        if let Some(protocol) = conversation.protocol()
+            && before != Some(protocol)
+        {
+            self.found.push((data.id, class_of(protocol)));
+        }
+        self.gather(data.id);
+        true
+    }
+
+    /// Takes what a decoder just gave into the window.
+    fn gather(&mut self, id: u64) {
+        let output = &mut self.output;
+        for (what, n) in output.anomalies.drain(..) {
+            *self
+                .traffic
+                .anomalies
+                .entry(what.name().to_owned())
+                .or_default() += n;
+        }
+        let Some(known) = self.known.get_mut(&id) else {
+            return;
+        };
+        let Some(conversation) = &mut known.conversation else {
+            return;
+        };
+        for (at_ns, state) in output.transactions.drain(..) {
+            conversation.idle_in_transaction_since_ns =
+                (state != Transaction::Idle).then_some(at_ns);
+        }
+        if output.exchanges.is_empty() {
+            return;
+        }
+        let (tgid, client, peer) = (known.tgid, conversation.is_client(), known.peer);
+        let Some(protocol) = conversation.protocol() else {
+            output.exchanges.clear();
+            return;
+        };
+        let key = |text| Key {
+            tgid,
+            protocol,
+            client,
+            peer,
+            text,
+        };
+        self.statements.add(conversation, key, &output.exchanges);
+        output.exchanges.clear();
+    }
+
+    /// Connections whose protocol became known since the last call: id and ledger class.
+    pub fn take_found(&mut self) -> Vec<(u64, u8)> {
+        std::mem::take(&mut self.found)
+    }
+
+    /// Ids of connections that the kernel side does not tell the end of.
+    pub fn unix_ids(&self) -> impl Iterator<Item = (u64, u32)> {
+        self.known.iter().filter_map(|(id, k)| {
+            let kind = k.meta?.kind;
+            matches!(kind, fd::UNIX_CLIENT | fd::UNIX_SERVER | fd::UNIX_PAIR)
+                .then_some((*id, k.tgid))
+        })
+    }
+
+    /// Ends a window with the kernel side's figures: entries of the map `connections`.
+    pub fn window(&mut self, entries: &[u8], end_ns: u64) -> WindowFacts {
+        let mut there = HashSet::new();
+        for entry in entries.chunks_exact(8 + size_of::<Connection>()) {
+            if let Some(connection) = Connection::from_bytes(&entry[8..]) {
+                there.insert(connection.id);
+                self.met(&connection);
+            }
+        }
+        let mut rows = Vec::new();
+        let ids: Vec<u64> = self.known.keys().copied().collect();
+        for id in ids {
+            self.end_of_window(id, end_ns, &mut rows);
+            self.gather(id);
+        }
+        self.known.retain(|id, k| {
+            k.missing = if there.contains(id) { 0 } else { k.missing + 1 };
+            !k.closed && k.missing < FORGET_AFTER
+        });
+        let decoded = std::mem::take(&mut self.output.decoded);
+        self.traffic.bytes_decoded = decoded[0] + decoded[1];
+        self.traffic.bytes_encrypted = std::mem::take(&mut self.tls_bytes);
+        self.traffic.connections = rows.len() as u64;
+        self.traffic.statements_dropped = std::mem::take(&mut self.statements.dropped);
+        rows.sort_by(|a, b| {
+            (b.tx_bytes + b.rx_bytes, a.pid, &a.local, &a.peer, a.id).cmp(&(
+                a.tx_bytes + a.rx_bytes,
+                b.pid,
+                &b.local,
+                &b.peer,
+                b.id,
+            ))
+        });
+        for rest in rows.drain(MAX_SHOWN.min(rows.len())..) {
+            self.traffic.rest_connections += 1;
+            self.traffic.rest_bytes += rest.tx_bytes + rest.rx_bytes;
+        }
+        let peers = &self.peers;
+        let statements = self.statements.window(&self.output, |place| {
+            peers.get(place as usize).cloned().unwrap_or_default()
+        });
+        WindowFacts {
+            connections: rows,
+            statements,
+            traffic: std::mem::take(&mut self.traffic),
+        }
+    }
+
+    fn end_of_window(&mut self, id: u64, end_ns: u64, rows: &mut Vec<ConnectionFact>) {
+        let Some(known) = self.known.get_mut(&id) else {
+            return;
+        };
+        let Some(now) = known.meta else {
+            return;
+        };
+        if let Some(conversation) = &mut known.conversation {
+            conversation.release(&mut self.output);
+            if let Some(since) = &mut conversation.idle_in_transaction_since_ns {
+                conversation.idle_in_transaction_ns += end_ns.saturating_sub(*since);
+                *since = end_ns;
+            }
+        }
+        let exchanges = known.conversation.as_ref().map_or(0, |c| c.exchanges);
+        let before = std::mem::replace(&mut known.before, now);
+        let moved = now.tx_bytes + now.rx_bytes > before.tx_bytes + before.rx_bytes;
+        let waits = known
+            .conversation
+            .as_ref()
+            .is_some_and(|c| c.in_flight() > 0 || c.idle_in_transaction_since_ns.is_some());
+        if !moved && !waits && !known.closed {
+            return;
+        }
+        let mut row = figures(&now, &before);
+        row.id = id;
+        row.pid = known.tgid;
+        row.new = known.age_new;
+        row.closed = known.closed;
+        row.first_window = before.first_ns == 0;
+        row.exchanges = exchanges - std::mem::replace(&mut known.exchanges_before, exchanges);
+        if let Some(conversation) = &mut known.conversation {
+            row.client = Some(conversation.is_client());
+            row.protocol = conversation.protocol().map(|p| p.name().to_owned());
+            row.encrypted = conversation.is_encrypted();
+            row.in_flight = conversation.in_flight() as u64;
+            row.idle_in_transaction_ns = std::mem::take(&mut conversation.idle_in_transaction_ns);
+        }
+        (row.local, row.peer) = self.ends(&now);
+        rows.push(row);
+    }
+
+    /// Detached: requests in flight stay unanswered.
+    pub fn end(&mut self) {
+        let ids: Vec<u64> = self.known.keys().copied().collect();
+        for id in ids {
+            if let Some(conversation) = self
+                .known
+                .get_mut(&id)
+                .and_then(|k| k.conversation.as_mut())
+            {
+                conversation.end(&mut self.output);
+            }
+            self.gather(id);
+        }
+    }
+
+    /// Place of the name statements of a connection go under: the server's address for a client, the
+    /// client's host (its ports come and go) for a server.
+    fn peer_place(&mut self, c: &Connection) -> u32 {
+        let name = match (c.peer_kind, is_client(c.kind)) {
+            (detail::UNIX, _) => self.unix.get(&c.peer[0]).cloned().unwrap_or_default(),
+            (_, Some(true)) => address(c.peer_kind, &c.peer, Some(c.peer_port)),
+            _ => address(c.peer_kind, &c.peer, None),
+        };
+        if let Some(place) = self.peer_places.get(&name) {
+            return *place;
+        }
+        let place = self.peers.len() as u32;
+        self.peers.push(name.clone());
+        self.peer_places.insert(name, place);
+        place
+    }
+
+    /// Names of this end and the other.
+    fn ends(&self, c: &Connection) -> (String, String) {
+        if c.peer_kind != detail::UNIX {
+            return (
+                address(c.peer_kind, &c.local, Some(c.local_port)),
+                address(c.peer_kind, &c.peer, Some(c.peer_port)),
+            );
+        }
+        let name = self.unix.get(&c.peer[0]).cloned().unwrap_or_default();
+        if c.kind == fd::UNIX_SERVER {
+            (name, String::new())
+        } else {
+            (String::new(), name)
+        }
+    }
+}
+
+impl Known {
+    fn new() -> Known {
+        Known {
+            meta: None,
+            before: Connection::default(),
+            age_new: false,
+            conversation: None,
+            peer: 0,
+            early: Vec::new(),
+            early_bytes: 0,
+            tgid: 0,
+            closed: false,
+            missing: 0,
+            exchanges_before: 0,
+        }
+    }
+}
+
+/// The kernel side's figures of a window.
+fn figures(now: &Connection, before: &Connection) -> ConnectionFact {
+    let count = u64::from(now.rtt_count.wrapping_sub(before.rtt_count));
+    let rtt_us = now.rtt_sum_us.saturating_sub(before.rtt_sum_us);
+    ConnectionFact {
+        tx_bytes: now.tx_bytes.saturating_sub(before.tx_bytes),
+        rx_bytes: now.rx_bytes.saturating_sub(before.rx_bytes),
+        connect_ns: (now.connect_ns > 0).then_some(now.connect_ns),
+        rtt_ns: (rtt_us * 1000).checked_div(count),
+        rtt_min_ns: (now.rtt_min_us > 0).then_some(u64::from(now.rtt_min_us) * 1000),
+        rtt_max_ns: (now.rtt_max_us > 0).then_some(u64::from(now.rtt_max_us) * 1000),
+        retransmits: now.retransmits.wrapping_sub(before.retransmits).into(),
+        resets: now.resets.wrapping_sub(before.resets).into(),
+        send_stalls: now.send_stalls.wrapping_sub(before.send_stalls).into(),
+        send_stall_ns: now.send_stall_ns.saturating_sub(before.send_stall_ns),
+        ..ConnectionFact::default()
+    }
+}
+
+/// Whether this end is the client; `None` where neither can be told.
+fn is_client(kind: u8) -> Option<bool> {
+    match kind {
+        fd::TCP_CLIENT | fd::UNIX_CLIENT => Some(true),
+        fd::TCP_SERVER | fd::UNIX_SERVER => Some(false),
+        _ => None,
+    }
+}
+
+fn address(kind: u8, words: &[u64; 2], port: Option<u16>) -> String {
+    match (kind, port) {
+        (detail::INET4, port) => {
+            let ip = Ipv4Addr::from((words[0] as u32).to_ne_bytes());
+            port.map_or_else(|| ip.to_string(), |port| format!("{ip}:{port}"))
+        }
+        (detail::INET6, port) => {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&words[0].to_ne_bytes());
+            bytes[8..].copy_from_slice(&words[1].to_ne_bytes());
+            let ip = Ipv6Addr::from(bytes);
+            port.map_or_else(|| ip.to_string(), |port| format!("[{ip}]:{port}"))
+        }
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,282 @@
+//! One connection: which protocol it speaks, and its bytes in order for that protocol's decoder.
+
+use super::{
+    Anomaly, Decoder, Direction, Joined, Output, PROTOCOLS, Protocol, TextId, Verdict, tls,
+};
+
+/// Pieces kept until it is known what they are, and their bytes.
+const MAX_UNDECIDED_PIECES: usize = 16;
+const MAX_UNDECIDED_BYTES: usize = 8192;
+/// Pieces looked at before a connection counts as unknown.
+const MAX_TRIES: u32 = 64;
+/// Malformed messages after which a protocol is given up, where it gave nothing that made sense.
+const MAX_MALFORMED: u64 = 3;
+
+/// A piece of a connection's bytes as it was captured.
+#[derive(Clone, Copy, Debug)]
+pub struct Captured<'a> {
+    /// As the traced process sees it.
+    pub sent: bool,
+    pub at_ns: u64,
+    pub tid: u32,
+    /// Bytes of this direction before it.
+    pub position: u64,
+    /// Bytes moved; `head` and `tail` are what was captured of their beginning and end.
+    pub bytes: u64,
+    pub head: &'a [u8],
+    pub tail: &'a [u8],
+}
+
+/// What is known of the protocol.
+enum Speaks {
+    Undecided {
+        /// Of the pieces seen so far.
+        pieces: Vec<(Direction, u64, Vec<u8>)>,
+        tries: u32,
+    },
+    Decoded(Protocol, Box<dyn Decoder + Send>),
+    Encrypted,
+    Unknown,
+}
+
+/// A connection of the target.
+pub struct Conversation {
+    client: bool,
+    joined: Joined,
+    speaks: Speaks,
+    /// Protocols that it turned out not to be, by their place in [`PROTOCOLS`].
+    excluded: u32,
+    /// Where the next piece of each direction should begin.
+    expected: [Option<u64>; 2],
+    /// Thread of the piece before; once two have been seen their pieces may come out of order.
+    tid: u32,
+    shared: bool,
+    /// An answer that came before its request, from another thread.
+    held: Vec<(u64, Vec<u8>)>,
+    malformed: u64,
+    answered: u64,
+    /// Run of one text, for [`super::statements`].
+    pub run: Run,
+    /// Places of the texts met last in the table of statements.
+    pub known: Vec<(TextId, usize)>,
+    /// Window those places are of.
+    pub known_in: u64,
+    /// Since when the server waits, inside a transaction, for the client's next statement.
+    pub idle_in_transaction_since_ns: Option<u64>,
+    pub idle_in_transaction_ns: u64,
+    pub exchanges: u64,
+}
+
+/// Exchanges of one text, one after the other.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Run {
+    pub text: Option<TextId>,
+    pub length: u64,
+    /// Another text came before the run: what it was run for.
+    pub led_by: Option<TextId>,
+    pub last_ns: u64,
+}
+
+impl Conversation {
+    pub fn new(client: bool, joined: Joined) -> Conversation {
+        Conversation {
+            client,
+            joined,
+            speaks: Speaks::Undecided {
+                pieces: Vec::new(),
+                tries: 0,
+            },
+            excluded: 0,
+            expected: [None; 2],
+            tid: 0,
+            shared: false,
+            held: Vec::new(),
+            malformed: 0,
+            answered: 0,
+            run: Run::default(),
+            known: Vec::new(),
+            known_in: 0,
+            idle_in_transaction_since_ns: None,
+            idle_in_transaction_ns: 0,
+            exchanges: 0,
+        }
+    }
+
+    pub fn is_client(&self) -> bool {
+        self.client
+    }
+
+    pub fn protocol(&self) -> Option<Protocol> {
+        match self.speaks {
+            Speaks::Decoded(protocol, _) => Some(protocol),
+            _ => None,
+        }
+    }
+
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self.speaks, Speaks::Encrypted)
+    }
+
+    pub fn in_flight(&self) -> usize {
+        match &self.speaks {
+            Speaks::Decoded(_, decoder) => decoder.in_flight(),
+            _ => 0,
+        }
+    }
+
+    /// Takes a piece; what it completes is in `output`.
+    pub fn take(&mut self, piece: &Captured, output: &mut Output) {
+        let direction = if piece.sent == self.client {
+            Direction::Request
+        } else {
+            Direction::Response
+        };
+        if direction == Direction::Request
+            && let Some(since) = self.idle_in_transaction_since_ns.take()
+        {
+            self.idle_in_transaction_ns += piece.at_ns.saturating_sub(since);
+        }
+        self.shared |= self.tid != 0 && self.tid != piece.tid;
+        self.tid = piece.tid;
+        let expected = &mut self.expected[direction as usize];
+        let missing = expected.map_or(0, |at| piece.position.saturating_sub(at));
+        *expected = Some(piece.position + piece.bytes);
+        if missing > 0 {
+            self.gap(direction, piece.at_ns, missing, output);
+        }
+        self.bytes(direction, piece.at_ns, piece.head, output);
+        let unseen = piece
+            .bytes
+            .saturating_sub((piece.head.len() + piece.tail.len()) as u64);
+        if unseen > 0 {
+            self.gap(direction, piece.at_ns, unseen, output);
+        }
+        if !piece.tail.is_empty() {
+            self.bytes(direction, piece.at_ns, piece.tail, output);
+        }
+    }
+
+    fn bytes(&mut self, direction: Direction, at_ns: u64, bytes: &[u8], output: &mut Output) {
+        if bytes.is_empty() {
+            return;
+        }
+        match &mut self.speaks {
+            Speaks::Encrypted | Speaks::Unknown => {}
+            Speaks::Undecided { .. } => self.decide(direction, at_ns, bytes, output),
+            Speaks::Decoded(_, decoder) => {
+                let answer = direction == Direction::Response;
+                // The kernel tells of a send when it has ended. Where another thread receives, the
+                // answer may be told of first.
+                if answer && self.shared && self.client && decoder.in_flight() == 0 {
+                    self.held.push((at_ns, bytes.to_vec()));
+                    return;
+                }
+                decoder.bytes(direction, at_ns, bytes, output);
+                if !answer && !self.held.is_empty() {
+                    for (at_ns, bytes) in std::mem::take(&mut self.held) {
+                        decoder.bytes(Direction::Response, at_ns, &bytes, output);
+                    }
+                }
+                self.judge(output);
+            }
+        }
+    }
+
+    /// Gives up a protocol that makes no sense of the bytes.
+    fn judge(&mut self, output: &Output) {
+        self.answered += output.exchanges.len() as u64;
+        self.malformed += output
+            .anomalies
+            .iter()
+            .filter(|(what, _)| *what == Anomaly::Malformed)
+            .map(|(_, n)| n)
+            .sum::<u64>();
+        if let Speaks::Decoded(protocol, decoder) = &self.speaks {
+            if decoder.encrypted() {
+                self.speaks = Speaks::Encrypted;
+            } else if self.malformed >= MAX_MALFORMED && self.answered < self.malformed {
+                if let Some(place) = PROTOCOLS.iter().position(|e| e.protocol == *protocol) {
+                    self.excluded |= 1 << place;
+                }
+                self.speaks = Speaks::Undecided {
+                    pieces: Vec::new(),
+                    tries: 0,
+                };
+                (self.malformed, self.answered) = (0, 0);
+                self.joined = Joined::Late;
+            }
+        }
+    }
+
+    fn gap(&mut self, direction: Direction, at_ns: u64, count: u64, output: &mut Output) {
+        match &mut self.speaks {
+            Speaks::Decoded(_, decoder) => decoder.gap(direction, at_ns, count, output),
+            Speaks::Undecided { pieces, .. } => {
+                pieces.clear();
+                self.joined = Joined::Late;
+            }
+            Speaks::Encrypted | Speaks::Unknown => {}
+        }
+    }
+
+    fn decide(&mut self, direction: Direction, at_ns: u64, bytes: &[u8], output: &mut Output) {
+        let Speaks::Undecided { pieces, tries } = &mut self.speaks else {
+            return;
+        };
+        *tries += 1;
+        let held: usize = pieces.iter().map(|(_, _, b)| b.len()).sum();
+        if pieces.len() >= MAX_UNDECIDED_PIECES || held + bytes.len() > MAX_UNDECIDED_BYTES {
+            pieces.clear();
+            self.joined = Joined::Late;
+        }
+        if tls::looks_like(direction, bytes) {
+            self.speaks = Speaks::Encrypted;
+            return;
+        }
+        pieces.push((direction, at_ns, bytes.to_vec()));
+        match best(direction, bytes, &mut self.excluded) {
+            Some(place) => {
+                let pieces = std::mem::take(pieces);
+                let entry = &PROTOCOLS[place];
+                self.speaks = Speaks::Decoded(entry.protocol, (entry.decoder)(self.joined));
+                for (direction, at_ns, bytes) in pieces {
+                    self.bytes(direction, at_ns, &bytes, output);
+                }
+            }
+            None if *tries >= MAX_TRIES => self.speaks = Speaks::Unknown,
+            None => {}
+        }
+    }
+
+    /// The trace or the connection ended.
+    pub fn end(&mut self, output: &mut Output) {
+        self.release(output);
+        if let Speaks::Decoded(_, decoder) = &mut self.speaks {
+            decoder.end(output);
+        }
+    }
+
+    /// Lets go of answers that were held for a request which did not come.
+    pub fn release(&mut self, output: &mut Output) {
+        if let Speaks::Decoded(_, decoder) = &mut self.speaks {
+            for (at_ns, bytes) in std::mem::take(&mut self.held) {
+                decoder.bytes(Direction::Response, at_ns, &bytes, output);
+            }
+        }
+    }
+}
+
+/// The protocol a piece looks most like. Those it cannot be are excluded from then on.
+fn best(direction: Direction, bytes: &[u8], excluded: &mut u32) -> Option<usize> {
+    let mut best: Option<(Verdict, usize)> = None;
+    for (place, entry) in PROTOCOLS.iter().enumerate() {
+        if *excluded & 1 << place != 0 {
+            continue;
+        }
+        let verdict = (entry.detect)(direction, bytes);
+        if verdict >= Verdict::Maybe && best.is_none_or(|(v, _)| verdict > v) {
+            best = Some((verdict, place));
+        }
+    }
+    best.map(|(_, place)| place)
+}

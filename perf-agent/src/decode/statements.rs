@@ -1,0 +1,261 @@
+//! Exchanges of a window by statement: count, errors, and histograms of what they took.
+
+use std::collections::{BTreeMap, HashMap};
+
+use hdrhistogram::Histogram;
+
+use super::{
+    Exchange, Output, Protocol, TextId,
+    conversation::{Conversation, Run},
+};
+use crate::{drain::StatementFact, model::Latency};
+
+/// Statements kept apart in a window; the others of a connection share one row.
+const MAX_STATEMENTS: usize = 2000;
+/// Texts whose place a connection remembers.
+const MAX_KNOWN: usize = 32;
+/// Exchanges of one text, one after the other, that count as a run.
+const MIN_RUN: u64 = 5;
+/// A pause that ends a run: what comes after it belongs to another piece of work.
+const RUN_PAUSE_NS: u64 = 50_000_000;
+
+/// What statements are kept apart by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub tgid: u32,
+    pub protocol: Protocol,
+    pub client: bool,
+    /// Of [`super::connections::Connections::peers`].
+    pub peer: u32,
+    pub text: TextId,
+}
+
+/// A histogram of nanoseconds with two significant digits: 1 %.
+struct Times {
+    histogram: Histogram<u32>,
+    sum_ns: u64,
+    max_ns: u64,
+}
+
+impl Times {
+    fn new() -> Option<Times> {
+        let mut histogram = Histogram::new(2).ok()?;
+        histogram.auto(true);
+        Some(Times {
+            histogram,
+            sum_ns: 0,
+            max_ns: 0,
+        })
+    }
+
+    fn add(&mut self, ns: u64) {
+        // Grows as needed; what is longer than the largest value counts as that.
+        self.histogram.saturating_record(ns);
+        self.sum_ns += ns;
+        self.max_ns = self.max_ns.max(ns);
+    }
+
+    fn summary(&self) -> Latency {
+        let at = |q| self.histogram.value_at_quantile(q).min(self.max_ns);
+        Latency {
+            count: self.histogram.len(),
+            sum_ns: self.sum_ns,
+            p50_ns: at(0.50),
+            p90_ns: at(0.90),
+            p95_ns: at(0.95),
+            p99_ns: at(0.99),
+            max_ns: self.max_ns,
+        }
+    }
+}
+
+struct Statement {
+    key: Key,
+    latency: Times,
+    first_byte: Times,
+    queued: Times,
+    errors: BTreeMap<TextId, u64>,
+    hits: u64,
+    misses: u64,
+    runs: u64,
+    run_exchanges: u64,
+    longest_run: u64,
+    led_by: Option<TextId>,
+}
+
+/// The statements of a window.
+#[derive(Default)]
+pub struct Statements {
+    rows: Vec<Statement>,
+    places: HashMap<Key, usize>,
+    /// Raised with each window: places that connections remember are then void.
+    generation: u64,
+    /// Exchanges that could not be kept.
+    pub dropped: u64,
+}
+
+impl Statements {
+    /// Adds what a connection just gave.
+    pub fn add(
+        &mut self,
+        conversation: &mut Conversation,
+        key_of: impl Fn(TextId) -> Key,
+        exchanges: &[Exchange],
+    ) {
+        for exchange in exchanges {
+            conversation.exchanges += 1;
+            let Some(place) = self.place(conversation, &key_of, exchange.text) else {
+                self.dropped += 1;
+                continue;
+            };
+            let row = &mut self.rows[place];
+            row.latency.add(exchange.latency_ns());
+            row.first_byte
+                .add(exchange.first_byte_ns.saturating_sub(exchange.started_ns));
+            row.queued.add(exchange.queued_ns);
+            if let Some(error) = exchange.error {
+                *row.errors.entry(error).or_default() += 1;
+            }
+            row.hits += u64::from(exchange.hits);
+            row.misses += u64::from(exchange.misses);
+            self.run(conversation, &key_of, exchange);
+        }
+    }
+
+    fn place(
+        &mut self,
+        conversation: &mut Conversation,
+        key_of: &impl Fn(TextId) -> Key,
+        text: TextId,
+    ) -> Option<usize> {
+        if conversation.known_in != self.generation {
+            conversation.known.clear();
+            conversation.known_in = self.generation;
+        }
+        if let Some((_, place)) = conversation.known.iter().find(|(t, _)| *t == text) {
+            return Some(*place);
+        }
+        let place = self.row(key_of(text))?;
+        if conversation.known.len() >= MAX_KNOWN {
+            conversation.known.clear();
+        }
+        conversation.known.push((text, place));
+        Some(place)
+    }
+
+    fn row(&mut self, key: Key) -> Option<usize> {
+        if let Some(place) = self.places.get(&key) {
+            return Some(*place);
+        }
+        let key = if self.rows.len() >= MAX_STATEMENTS {
+            Key {
+                text: super::output::OTHER_TEXT,
+                ..key
+            }
+        } else {
+            key
+        };
+        if let Some(place) = self.places.get(&key) {
+            return Some(*place);
+        }
+        let place = self.rows.len();
+        self.rows.push(Statement {
+            key: key.clone(),
+            latency: Times::new()?,
+            first_byte: Times::new()?,
+            queued: Times::new()?,
+            errors: BTreeMap::new(),
+            hits: 0,
+            misses: 0,
+            runs: 0,
+            run_exchanges: 0,
+            longest_run: 0,
+            led_by: None,
+        });
+        self.places.insert(key, place);
+        Some(place)
+    }
+
+    /// Follows runs of one text: many small statements where one would do.
+    fn run(
+        &mut self,
+        conversation: &mut Conversation,
+        key_of: &impl Fn(TextId) -> Key,
+        exchange: &Exchange,
+    ) {
+        let run = conversation.run;
+        let goes_on = run.text == Some(exchange.text)
+            && exchange.started_ns.saturating_sub(run.last_ns) < RUN_PAUSE_NS;
+        if goes_on {
+            conversation.run.length += 1;
+        } else {
+            self.end_run(conversation, key_of);
+            let pause = exchange.started_ns.saturating_sub(run.last_ns) >= RUN_PAUSE_NS;
+            conversation.run = Run {
+                text: Some(exchange.text),
+                length: 1,
+                // What came before a pause was other work.
+                led_by: if pause { None } else { run.text },
+                last_ns: 0,
+            };
+        }
+        conversation.run.last_ns = exchange.last_byte_ns;
+    }
+
+    /// Notes a run that ended. One that nothing led to, such as a loop of one statement, is the
+    /// program's work and no sign of a missing join.
+    fn end_run(&mut self, conversation: &mut Conversation, key_of: &impl Fn(TextId) -> Key) {
+        let run = conversation.run;
+        let (Some(text), Some(led_by)) = (run.text, run.led_by) else {
+            return;
+        };
+        if run.length < MIN_RUN {
+            return;
+        }
+        if let Some(place) = self.place(conversation, key_of, text) {
+            let row = &mut self.rows[place];
+            row.runs += 1;
+            row.run_exchanges += run.length;
+            row.longest_run = row.longest_run.max(run.length);
+            row.led_by = Some(led_by);
+        }
+    }
+
+    /// Ends a window; the rows in an order that depends on nothing but their content.
+    pub fn window(&mut self, output: &Output, peer: impl Fn(u32) -> String) -> Vec<StatementFact> {
+        self.generation += 1;
+        self.places.clear();
+        let text = |id| output.text_of(id).to_owned();
+        let mut facts: Vec<StatementFact> = std::mem::take(&mut self.rows)
+            .into_iter()
+            .filter(|row| row.latency.histogram.len() > 0)
+            .map(|row| StatementFact {
+                pid: row.key.tgid,
+                protocol: row.key.protocol.name().to_owned(),
+                client: row.key.client,
+                peer: peer(row.key.peer),
+                text: text(row.key.text),
+                latency: row.latency.summary(),
+                first_byte: row.first_byte.summary(),
+                queued: row.queued.summary(),
+                errors: row.errors.iter().map(|(id, n)| (text(*id), *n)).collect(),
+                hits: row.hits,
+                misses: row.misses,
+                runs: row.runs,
+                run_exchanges: row.run_exchanges,
+                longest_run: row.longest_run,
+                led_by: row.led_by.map(text),
+            })
+            .collect();
+        facts.sort_by(|a, b| {
+            (b.latency.sum_ns, a.pid, &a.protocol, &a.peer, &a.text).cmp(&(
+                a.latency.sum_ns,
+                b.pid,
+                &b.protocol,
+                &b.peer,
+                &b.text,
+            ))
+        });
+        facts
+    }
+}
