@@ -9,8 +9,10 @@
 //! One file a protocol and one line in [`PROTOCOLS`].
 
 pub mod framing;
+pub mod keys;
 pub mod output;
 pub mod outstanding;
+mod redis;
 #[cfg(test)]
 mod testing;
 
@@ -102,4 +104,4 @@ pub struct Entry {
 }
 
 /// Every protocol, the surest to recognise first.
-pub const PROTOCOLS: &[Entry] = &[];
+pub const PROTOCOLS: &[Entry] = &[redis::ENTRY];
