@@ -11,8 +11,10 @@
 pub mod connections;
 pub mod conversation;
 pub mod framing;
+pub mod keys;
 pub mod output;
 pub mod outstanding;
+mod redis;
 pub mod statements;
 #[cfg(test)]
 mod testing;
@@ -111,4 +113,4 @@ pub struct Entry {
 }
 
 /// Every protocol, the surest to recognise first.
-pub const PROTOCOLS: &[Entry] = &[];
+pub const PROTOCOLS: &[Entry] = &[redis::ENTRY];

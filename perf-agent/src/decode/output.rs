@@ -1,6 +1,9 @@
 //! What decoders give, and the texts they name it by.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+};
 
 use super::Direction;
 
@@ -103,6 +106,27 @@ pub struct Output {
     pub decoded: [u64; 2],
     texts: Vec<Box<str>>,
     ids: HashMap<Box<str>, TextId>,
+    shapes: HashMap<u64, TextId, BuildHasherDefault<Hashed>>,
+}
+
+/// Takes a key that is a hash already.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
 }
 
 impl Output {
@@ -115,6 +139,7 @@ impl Output {
             decoded: [0; 2],
             texts: Vec::new(),
             ids: HashMap::new(),
+            shapes: HashMap::default(),
         };
         output.text("(other statements)");
         output
@@ -131,6 +156,22 @@ impl Output {
         let id = TextId(self.texts.len() as u32);
         self.texts.push(text.into());
         self.ids.insert(text.into(), id);
+        id
+    }
+
+    /// The id of the text that `build` gives for what has this 64-bit hash, asked only when the hash
+    /// is new: naming a request costs a lookup of some 5 ns and no text. Decoders share the hashes, so
+    /// each mixes its protocol into them.
+    pub fn shape(&mut self, hash: u64, build: impl FnOnce(Options) -> String) -> TextId {
+        if let Some(id) = self.shapes.get(&hash) {
+            return *id;
+        }
+        let text = build(self.options);
+        let id = self.text(&text);
+        // What has no text of its own is not remembered either: memory stays bounded.
+        if self.shapes.len() < MAX_TEXTS {
+            self.shapes.insert(hash, id);
+        }
         id
     }
 

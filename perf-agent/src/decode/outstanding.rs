@@ -17,6 +17,22 @@ pub struct Outcome {
     pub misses: u32,
 }
 
+/// Capacity of an empty queue that is given back: a deep pipeline must not hold its memory for the
+/// rest of the connection's life.
+const KEPT_CAPACITY: usize = 128;
+
+/// How long a connection must have been silent behind an answer before it is taken for idle, where
+/// its client is known to ask without waiting for answers.
+const SILENCE_NS: u64 = 1_000_000_000;
+
+/// After requests or answers passed unseen: how many answers are still to come for requests that
+/// are not in the queue is unknown.
+struct Blind {
+    /// The last that passed was a whole answer.
+    answered: bool,
+    last_ns: u64,
+}
+
 struct Waiting<T> {
     text: TextId,
     started_ns: u64,
@@ -29,6 +45,9 @@ pub struct Outstanding<T> {
     queue: VecDeque<Waiting<T>>,
     /// When the answer before ended.
     free_ns: u64,
+    blind: Option<Blind>,
+    /// The client was seen to ask while answers were outstanding, in a later piece.
+    overlaps: bool,
 }
 
 impl<T> Default for Outstanding<T> {
@@ -36,13 +55,22 @@ impl<T> Default for Outstanding<T> {
         Outstanding {
             queue: VecDeque::new(),
             free_ns: 0,
+            blind: None,
+            overlaps: false,
         }
     }
 }
 
 impl<T> Outstanding<T> {
-    /// A request whose first byte passed at `started_ns`.
+    /// A request whose first byte passed at `started_ns`. While answers cannot be told apart (see
+    /// [`Outstanding::requests_lost`]) it stays unanswered.
     pub fn ask(&mut self, text: TextId, started_ns: u64, kind: T, output: &mut Output) {
+        let last = self.queue.back();
+        self.overlaps |= last.is_some_and(|last| last.started_ns < started_ns);
+        if !self.sees(started_ns) {
+            output.anomaly(Anomaly::Unanswered, 1);
+            return;
+        }
         if self.queue.len() >= MAX_IN_FLIGHT {
             output.anomaly(Anomaly::QueueFull, 1);
             return;
@@ -53,6 +81,46 @@ impl<T> Outstanding<T> {
             first_byte_ns: None,
             kind,
         });
+    }
+
+    /// Requests passed unseen: answers to them will come behind those to the requests in the queue.
+    /// What is asked from now on is not paired until the connection was idle: a request behind a
+    /// whole answer, and, if this client asks without waiting, behind a second of silence.
+    pub fn requests_lost(&mut self) {
+        self.blind = Some(Blind {
+            answered: false,
+            last_ns: 0,
+        });
+    }
+
+    /// Answers passed unseen: none of what is outstanding can be told answered or not.
+    pub fn answers_lost(&mut self, output: &mut Output) {
+        self.give_up(output);
+        self.requests_lost();
+    }
+
+    /// Whether this client asks only when everything was answered, as far as was seen.
+    pub fn waits_for_answers(&self) -> bool {
+        !self.overlaps
+    }
+
+    /// All answers to what passed before are known to have come: pairing starts anew.
+    pub fn idle(&mut self) {
+        self.blind = None;
+    }
+
+    /// Whether a request of this time can be paired with its answer.
+    fn sees(&mut self, at_ns: u64) -> bool {
+        let Some(blind) = &mut self.blind else {
+            return true;
+        };
+        let silent = at_ns.saturating_sub(blind.last_ns) >= SILENCE_NS;
+        if blind.answered && self.queue.is_empty() && (!self.overlaps || silent) {
+            self.blind = None;
+            return true;
+        }
+        blind.answered = false;
+        false
     }
 
     /// The request that is answered next.
@@ -75,6 +143,9 @@ impl<T> Outstanding<T> {
 
     /// A byte of the next request's answer passed at `at_ns`; only the first one counts.
     pub fn first_byte(&mut self, at_ns: u64) {
+        if let Some(blind) = &mut self.blind {
+            blind.answered = false;
+        }
         if let Some(waiting) = self.queue.front_mut() {
             waiting.first_byte_ns.get_or_insert(at_ns);
         }
@@ -82,11 +153,24 @@ impl<T> Outstanding<T> {
 
     /// The next request's answer ended at `at_ns`. An answer to nothing is an orphan.
     pub fn answer(&mut self, at_ns: u64, outcome: Outcome, output: &mut Output) {
+        if let Some(exchange) = self.ended(at_ns, outcome, output) {
+            output.exchanges.push(exchange);
+        }
+    }
+
+    /// As [`Outstanding::answer`], for an exchange whose outcome is told later.
+    pub fn ended(&mut self, at_ns: u64, outcome: Outcome, output: &mut Output) -> Option<Exchange> {
+        if let Some(blind) = &mut self.blind {
+            (blind.answered, blind.last_ns) = (true, at_ns);
+        }
         let Some(waiting) = self.queue.pop_front() else {
             output.anomaly(Anomaly::Orphan, 1);
-            return;
+            return None;
         };
-        output.exchanges.push(Exchange {
+        if self.queue.is_empty() && self.queue.capacity() > KEPT_CAPACITY {
+            self.queue.shrink_to(KEPT_CAPACITY / 4);
+        }
+        let exchange = Exchange {
             text: waiting.text,
             started_ns: waiting.started_ns,
             first_byte_ns: waiting.first_byte_ns.unwrap_or(at_ns),
@@ -95,8 +179,9 @@ impl<T> Outstanding<T> {
             error: outcome.error,
             hits: outcome.hits,
             misses: outcome.misses,
-        });
+        };
         self.free_ns = at_ns;
+        Some(exchange)
     }
 
     /// Lets the next request go without an answer to it.
@@ -110,6 +195,7 @@ impl<T> Outstanding<T> {
     pub fn give_up(&mut self, output: &mut Output) {
         output.anomaly(Anomaly::Unanswered, self.queue.len() as u64);
         self.queue.clear();
+        self.queue.shrink_to(KEPT_CAPACITY / 4);
     }
 }
 
@@ -142,6 +228,49 @@ mod tests {
             (130, 110, 80)
         );
         assert_eq!(output.anomalies, [(Anomaly::Orphan, 1)]);
+    }
+
+    #[test]
+    fn behind_a_loss_nothing_is_paired_until_the_connection_was_idle() {
+        let mut output = Output::new(Options::default());
+        let (old, new) = (output.text("OLD"), output.text("NEW"));
+        let mut queue = Outstanding::default();
+        queue.ask(old, 10, (), &mut output);
+        queue.requests_lost();
+        queue.ask(new, 10, (), &mut output);
+        // The answer to the first comes first, then those to what was lost and to what followed.
+        queue.answer(30, Outcome::default(), &mut output);
+        queue.answer(31, Outcome::default(), &mut output);
+        queue.first_byte(32);
+        queue.ask(new, 33, (), &mut output);
+        queue.answer(34, Outcome::default(), &mut output);
+        queue.ask(new, 40, (), &mut output);
+        queue.answer(50, Outcome::default(), &mut output);
+        let texts: Vec<TextId> = output.exchanges.iter().map(|e| e.text).collect();
+        assert_eq!(texts, [old, new]);
+        assert_eq!(output.exchanges[1].started_ns, 40);
+        let unanswered = output
+            .anomalies
+            .iter()
+            .filter(|a| a.0 == Anomaly::Unanswered);
+        assert_eq!(unanswered.count(), 2);
+    }
+
+    #[test]
+    fn a_client_that_does_not_wait_for_answers_is_paired_again_behind_a_silence_only() {
+        let mut output = Output::new(Options::default());
+        let text = output.text("GET");
+        let mut queue = Outstanding::default();
+        queue.ask(text, 10, (), &mut output);
+        queue.ask(text, 11, (), &mut output);
+        queue.answers_lost(&mut output);
+        queue.answer(20, Outcome::default(), &mut output);
+        queue.ask(text, 21, (), &mut output);
+        queue.answer(30, Outcome::default(), &mut output);
+        assert_eq!(output.exchanges, []);
+        queue.ask(text, 30 + SILENCE_NS, (), &mut output);
+        queue.answer(40 + SILENCE_NS, Outcome::default(), &mut output);
+        assert_eq!(output.exchanges.len(), 1);
     }
 
     #[test]

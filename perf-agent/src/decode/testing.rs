@@ -184,3 +184,26 @@ pub fn survives(protocol: Protocol, joined: Joined, events: &[Event]) {
         assert!(*decoded <= seen, "{decoded} of {seen} bytes decoded");
     }
 }
+
+/// First bytes of other protocols' connections, for the tests of `detect`: what no text protocol
+/// of a cache or HTTP/1 may take for its own.
+pub const FOREIGN: &[&[u8]] = &[
+    // A TLS ClientHello.
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x5a\x11\x90\x0d",
+    // PostgreSQL: startup, SSL request, simple query, parse, authentication.
+    b"\x00\x00\x00\x29\x00\x03\x00\x00user\x00postgres\x00database\x00x\x00\x00",
+    b"\x00\x00\x00\x08\x04\xd2\x16\x2f",
+    b"Q\x00\x00\x00\x0dSELECT 1\x00",
+    b"P\x00\x00\x00\x10\x00SELECT 1\x00\x00\x00",
+    b"R\x00\x00\x00\x08\x00\x00\x00\x00",
+    // MySQL: greeting, COM_QUERY.
+    b"\x4a\x00\x00\x00\x0a8.0.36\x00\x08\x00\x00\x00abcdefgh\x00",
+    b"\x09\x00\x00\x00\x03SELECT 1",
+    // MongoDB OP_MSG.
+    b"\x24\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\xdd\x07\x00\x00\x00\x00\x00\x00\x00\x0f\x00\x00\x00",
+    // Kafka ApiVersions.
+    b"\x00\x00\x00\x16\x00\x12\x00\x03\x00\x00\x00\x01\x00\x0cconsole-prod",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+    b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n",
+    b"\x93\x0b\xf1\x9e\x00\x7a\x55\x31\xee\xa0\x0a\x81\x02\xfd",
+];

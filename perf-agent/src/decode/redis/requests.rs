@@ -1,0 +1,308 @@
+//! Commands out of the stream of a client.
+
+use super::{
+    super::{Output, TextId, keys},
+    commands::{Command, Effect, Key, Lookup, command, subcommand},
+    lexer::{Item, Lexer, count},
+};
+
+/// Tells Redis's shapes from other protocols' in [`Output::shape`].
+const SHAPES: u64 = 0x5245_4449_5320_2020;
+
+/// Modules whose commands are named as they are; they take a key, an index or the like first.
+const MODULES: &[&str] = &[
+    "FT.", "JSON.", "BF.", "CF.", "CMS.", "TOPK.", "TDIGEST.", "TS.", "GRAPH.",
+];
+
+/// What `CLIENT REPLY` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplyMode {
+    On,
+    Off,
+    Skip,
+}
+
+/// A command that was sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub text: TextId,
+    pub started_ns: u64,
+    pub lookup: Lookup,
+    pub effect: Effect,
+    /// Arguments, the command's name not among them.
+    pub arguments: u32,
+    pub reply: Option<ReplyMode>,
+    /// `REPLCONF ACK`.
+    pub acknowledges: bool,
+}
+
+/// What the stream gave.
+pub enum Step {
+    Request(Request),
+    /// An empty line or array, which servers pass over.
+    Nothing,
+    Malformed,
+}
+
+/// The stream of a client.
+#[derive(Default)]
+pub struct Requests {
+    lexer: Lexer,
+    open: Open,
+    /// Arguments of the open command still to come, with its name.
+    left: u64,
+}
+
+/// The command that is being read.
+#[derive(Default)]
+struct Open {
+    started_ns: u64,
+    index: u32,
+    command: Option<(u16, Command)>,
+    /// The subcommand's number from 1.
+    sub: u16,
+    /// Where the key is, once that is known.
+    key_at: Option<u32>,
+    text: Option<TextId>,
+    /// Name of a module's command.
+    module: ([u8; 24], u8),
+    reply: Option<ReplyMode>,
+    acknowledges: bool,
+}
+
+impl Requests {
+    /// Whether the stream stands at a message boundary.
+    pub fn between(&self) -> bool {
+        self.left == 0 && self.lexer.between()
+    }
+
+    #[cfg(test)]
+    pub fn held(&self) -> usize {
+        self.lexer.held()
+    }
+
+    pub fn reset(&mut self) {
+        *self = Requests::default();
+    }
+
+    /// Takes bytes off the front of `rest` up to the end of a command; None once they are used up.
+    pub fn next(&mut self, at_ns: u64, rest: &mut &[u8], output: &mut Output) -> Option<Step> {
+        if self.between() {
+            self.open = Open {
+                started_ns: at_ns,
+                ..Open::default()
+            };
+        }
+        loop {
+            match self.lexer.next(rest)? {
+                Item::Broken => return Some(Step::Malformed),
+                Item::Line(line) if self.left == 0 => match start(line) {
+                    Start::Array(0) => return Some(Step::Nothing),
+                    Start::Array(n) => self.left = n,
+                    Start::Inline => return Some(self.open.inline(line, output)),
+                    Start::Malformed => return Some(Step::Malformed),
+                },
+                Item::Line(line) => match line.strip_prefix(b"$").and_then(count) {
+                    Some(length) => self.lexer.body(length),
+                    None => return Some(Step::Malformed),
+                },
+                Item::Body(bytes) => {
+                    self.open.argument(bytes, output);
+                    self.left -= 1;
+                    if self.left == 0 {
+                        return Some(Step::Request(self.open.request(output)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// `count` bytes passed unseen. Returns whether the boundaries are still known.
+    pub fn gap(&mut self, count: u64) -> bool {
+        self.lexer.gap(count)
+    }
+
+    /// What is known of the command that is open, if its name is.
+    pub fn cut(&mut self, output: &mut Output) -> Option<Request> {
+        (self.left > 0 && self.open.index > 0).then(|| self.open.request(output))
+    }
+}
+
+enum Start {
+    Array(u64),
+    Inline,
+    Malformed,
+}
+
+fn start(line: &[u8]) -> Start {
+    match line {
+        [] => Start::Array(0),
+        [b'*', b'-', ..] => Start::Array(0),
+        [b'*', digits @ ..] => count(digits).map_or(Start::Malformed, Start::Array),
+        // Keys and values may be anything; a command's name is a word.
+        [b' ' | b'"' | b'\'' | b'a'..=b'z' | b'A'..=b'Z', ..] => Start::Inline,
+        _ => Start::Malformed,
+    }
+}
+
+impl Open {
+    fn inline(&mut self, line: &[u8], output: &mut Output) -> Step {
+        let words = line
+            .split(u8::is_ascii_whitespace)
+            .filter(|w| !w.is_empty());
+        for word in words {
+            let word = word.strip_prefix(b"\"").unwrap_or(word);
+            let word = word.strip_suffix(b"\"").unwrap_or(word);
+            self.argument(word, output);
+        }
+        if self.index == 0 {
+            return Step::Nothing;
+        }
+        Step::Request(self.request(output))
+    }
+
+    #[inline]
+    fn argument(&mut self, bytes: &[u8], output: &mut Output) {
+        let index = self.index;
+        self.index = index.saturating_add(1);
+        if index == 0 {
+            return self.name(bytes);
+        }
+        if self.key_at == Some(index) {
+            self.text = Some(self.name_shape(Some(bytes), output));
+            return;
+        }
+        if self.text.is_some() {
+            return;
+        }
+        let Some((_, command)) = self.command else {
+            return;
+        };
+        match command.key {
+            Key::AfterCount(at) if index == u32::from(at) && bytes != b"0" => {
+                self.key_at = Some(index + 1);
+            }
+            Key::AfterStreams if bytes.eq_ignore_ascii_case(b"STREAMS") => {
+                self.key_at = Some(index + 1);
+            }
+            _ => {}
+        }
+        match (command.effect, index) {
+            (Effect::Container | Effect::Client, 1) => {
+                self.sub = subcommand(bytes).map_or(u16::MAX, |(index, _)| index + 1);
+            }
+            (Effect::Client, 2) if self.is_reply() => self.reply = reply_mode(bytes),
+            (Effect::Replconf, 1) => self.acknowledges = bytes.eq_ignore_ascii_case(b"ACK"),
+            _ => {}
+        }
+    }
+
+    fn name(&mut self, bytes: &[u8]) {
+        self.command = command(bytes);
+        match self.command {
+            Some((_, command)) => {
+                if let Key::At(at) = command.key {
+                    self.key_at = Some(u32::from(at));
+                }
+            }
+            None => self.module_name(bytes),
+        }
+    }
+
+    fn module_name(&mut self, bytes: &[u8]) {
+        let mut name = bytes.to_ascii_uppercase();
+        let plain = |b: &u8| b.is_ascii_uppercase() || matches!(b, b'.' | b'_');
+        let known = MODULES.iter().any(|m| name.starts_with(m.as_bytes()));
+        name.truncate(self.module.0.len());
+        if known && name.iter().all(plain) {
+            self.module.0[..name.len()].copy_from_slice(&name);
+            self.module.1 = name.len() as u8;
+            self.key_at = Some(1);
+        }
+    }
+
+    fn is_reply(&self) -> bool {
+        subcommand(b"REPLY").is_some_and(|(index, _)| index + 1 == self.sub)
+    }
+
+    fn request(&mut self, output: &mut Output) -> Request {
+        let text = match self.text {
+            Some(text) => text,
+            None => self.name_shape(None, output),
+        };
+        let command = self.command.map(|(_, command)| command);
+        Request {
+            text,
+            started_ns: self.started_ns,
+            lookup: command.map_or(Lookup::None, |c| c.lookup),
+            effect: command.map_or(Effect::None, |c| c.effect),
+            arguments: self.index.saturating_sub(1),
+            reply: self.reply,
+            acknowledges: self.acknowledges,
+        }
+    }
+
+    /// The text of the command with its key's pattern.
+    fn name_shape(&self, key: Option<&[u8]>, output: &mut Output) -> TextId {
+        let module = &self.module.0[..usize::from(self.module.1)];
+        let mut hash = match self.command {
+            Some((index, _)) => keys::mix(SHAPES, u64::from(index) << 16 | u64::from(self.sub)),
+            None => keys::mix(SHAPES, keys::fingerprint(module)),
+        };
+        if let Some(key) = key {
+            hash = keys::mix(hash, keys::fingerprint(key));
+        }
+        output.shape(hash, |options| {
+            let mut text = match (self.command, module) {
+                (Some((_, command)), _) => command.name.to_owned(),
+                (None, []) => "(unknown command)".to_owned(),
+                (None, module) => String::from_utf8_lossy(module).into_owned(),
+            };
+            if self.sub > 0 {
+                text.push(' ');
+                text.push_str(super::commands::subcommand_name(self.sub - 1));
+            }
+            if let Some(key) = key {
+                text.push(' ');
+                text.push_str(&keys::shown(key, options));
+            }
+            text
+        })
+    }
+}
+
+fn reply_mode(bytes: &[u8]) -> Option<ReplyMode> {
+    match () {
+        () if bytes.eq_ignore_ascii_case(b"ON") => Some(ReplyMode::On),
+        () if bytes.eq_ignore_ascii_case(b"OFF") => Some(ReplyMode::Off),
+        () if bytes.eq_ignore_ascii_case(b"SKIP") => Some(ReplyMode::Skip),
+        () => None,
+    }
+}
+
+/// Whether a piece begins with a command as clients send them; None if it is too short to tell.
+pub fn plausible(bytes: &[u8]) -> Option<bool> {
+    let Some(rest) = bytes.strip_prefix(b"*") else {
+        return (!bytes.is_empty()).then_some(false);
+    };
+    let Some(rest) = whole_count(rest)? else {
+        return Some(false);
+    };
+    let Some(rest) = rest.strip_prefix(b"$") else {
+        return (!rest.is_empty()).then_some(false);
+    };
+    Some(whole_count(rest)?.is_some())
+}
+
+/// What stands behind a line that is a count above 0 (`Some(None)` if it is none).
+fn whole_count(bytes: &[u8]) -> Option<Option<&[u8]>> {
+    let digits = bytes.iter().take_while(|b| b.is_ascii_digit()).count();
+    if digits == 0 || digits > 13 || bytes[0] == b'0' {
+        return if bytes.is_empty() { None } else { Some(None) };
+    }
+    match &bytes[digits..] {
+        [] | [b'\r'] => None,
+        [b'\r', b'\n', rest @ ..] => Some(Some(rest)),
+        _ => Some(None),
+    }
+}
