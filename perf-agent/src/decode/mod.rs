@@ -8,9 +8,13 @@
 //!
 //! One file a protocol and one line in [`PROTOCOLS`].
 
+pub mod correlated;
 pub mod framing;
+pub mod lane;
+pub mod mongodb;
 pub mod output;
 pub mod outstanding;
+pub mod seek;
 #[cfg(test)]
 mod testing;
 
@@ -102,4 +106,8 @@ pub struct Entry {
 }
 
 /// Every protocol, the surest to recognise first.
-pub const PROTOCOLS: &[Entry] = &[];
+pub const PROTOCOLS: &[Entry] = &[Entry {
+    protocol: Protocol::Mongodb,
+    detect: mongodb::detect,
+    decoder: mongodb::decoder,
+}];
