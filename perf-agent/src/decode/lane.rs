@@ -2,17 +2,8 @@
 //! the search for the next one while they are not.
 
 use super::framing::{Frames, Length, Message};
-use super::seek::Seeker;
+use super::seek::{Found, Seeker};
 use super::{Anomaly, Joined, Output};
-
-/// How a protocol's messages are told apart.
-pub struct Framing<L, P> {
-    pub length_of: L,
-    /// Whether this is a header, asked of exactly `window` bytes: strict, as nothing else vouches
-    /// for it.
-    pub plausible: P,
-    pub window: usize,
-}
 
 /// One direction of a connection.
 pub struct Lane {
@@ -33,51 +24,52 @@ impl Lane {
         }
     }
 
-    /// Takes a piece and gives the messages that became whole.
-    pub fn feed(
+    /// Looks for a boundary at the beginning of a piece if none is known; the piece is to be fed if
+    /// one is. `plausible` tells whether exactly `window` bytes are a header: strictly, as nothing
+    /// else vouches for it.
+    pub fn sync(
         &mut self,
         at_ns: u64,
         piece: &[u8],
-        framing: &Framing<impl Fn(&[u8]) -> Length, impl Fn(&[u8]) -> bool>,
+        window: usize,
+        plausible: impl Fn(&[u8]) -> bool,
+        output: &mut Output,
+    ) -> Option<Found> {
+        if !self.frames.lost() {
+            return Some(Found::default());
+        }
+        let found = self.seeker.find(at_ns, piece, window, plausible)?;
+        if found.skipped {
+            output.anomaly(Anomaly::Resynced, 1);
+        }
+        self.frames.reset();
+        Some(found)
+    }
+
+    /// Takes a piece behind what was `found` before it, and gives the messages that became whole.
+    pub fn feed(
+        &mut self,
+        found: &Found,
+        at_ns: u64,
+        piece: &[u8],
+        length_of: impl Fn(&[u8]) -> Length,
         output: &mut Output,
         mut message: impl FnMut(Message<'_>, &mut Output),
     ) {
-        if self.frames.lost() {
-            let found = self
-                .seeker
-                .find(at_ns, piece, framing.window, &framing.plausible);
-            let Some(found) = found else {
+        let held = &found.held[..found.held_len];
+        for (at_ns, bytes) in [(found.since_ns, held), (at_ns, piece)] {
+            if self.frames.lost() {
                 return;
-            };
-            if found.skipped {
-                output.anomaly(Anomaly::Resynced, 1);
             }
-            self.frames.reset();
-            let held = &found.held[..found.held_len];
-            self.take(found.since_ns, held, framing, output, &mut message);
-        }
-        self.take(at_ns, piece, framing, output, &mut message);
-    }
-
-    fn take(
-        &mut self,
-        at_ns: u64,
-        bytes: &[u8],
-        framing: &Framing<impl Fn(&[u8]) -> Length, impl Fn(&[u8]) -> bool>,
-        output: &mut Output,
-        message: &mut impl FnMut(Message<'_>, &mut Output),
-    ) {
-        if self.frames.lost() {
-            return;
-        }
-        let taken = self.frames.feed(at_ns, bytes, &framing.length_of, |m| {
-            message(m, output);
-            true
-        });
-        if self.frames.lost() {
-            output.anomaly(Anomaly::Malformed, 1);
-            self.frames.lose();
-            self.seeker.gap((bytes.len() - taken) as u64 + 1);
+            let taken = self.frames.feed(at_ns, bytes, &length_of, |m| {
+                message(m, output);
+                true
+            });
+            if self.frames.lost() {
+                output.anomaly(Anomaly::Malformed, 1);
+                self.frames.lose();
+                self.seeker.gap((bytes.len() - taken) as u64 + 1);
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 
 pub mod correlated;
 pub mod framing;
+pub mod kafka;
 pub mod lane;
 pub mod mongodb;
 pub mod output;
@@ -106,8 +107,15 @@ pub struct Entry {
 }
 
 /// Every protocol, the surest to recognise first.
-pub const PROTOCOLS: &[Entry] = &[Entry {
-    protocol: Protocol::Mongodb,
-    detect: mongodb::detect,
-    decoder: mongodb::decoder,
-}];
+pub const PROTOCOLS: &[Entry] = &[
+    Entry {
+        protocol: Protocol::Mongodb,
+        detect: mongodb::detect,
+        decoder: mongodb::decoder,
+    },
+    Entry {
+        protocol: Protocol::Kafka,
+        detect: kafka::detect,
+        decoder: kafka::decoder,
+    },
+];

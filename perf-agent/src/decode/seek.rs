@@ -19,6 +19,7 @@ pub struct Seeker {
 }
 
 /// A boundary.
+#[derive(Default)]
 pub struct Found {
     /// The header's bytes from earlier pieces, which go before the piece.
     pub held: [u8; MAX_WINDOW],

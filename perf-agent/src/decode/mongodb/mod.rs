@@ -21,7 +21,7 @@ use std::fmt::Write;
 use self::bson::{Document, Value, split_cstring};
 use super::correlated::Correlated;
 use super::framing::{Length, Message};
-use super::lane::{Framing, Lane};
+use super::lane::Lane;
 use super::{Anomaly, Decoder, Direction, Joined, Outcome, Output, TextId, Verdict};
 
 /// Bytes of a message that are looked at. Commands have their name first and their namespace
@@ -149,17 +149,21 @@ pub fn decoder(joined: Joined) -> Box<dyn Decoder + Send> {
 
 impl Decoder for Mongodb {
     fn bytes(&mut self, direction: Direction, at_ns: u64, bytes: &[u8], output: &mut Output) {
-        let framing = Framing {
-            length_of: |b: &[u8]| length_of(direction, b),
-            plausible: |b: &[u8]| plausible(direction, b),
-            window: WINDOW,
+        let lane = &mut self.lanes[direction as usize];
+        let synced = lane.sync(at_ns, bytes, WINDOW, |b| plausible(direction, b), output);
+        let Some(found) = synced else {
+            return;
         };
-        let lost = self.lanes[direction as usize].lost();
         let state = &mut self.state;
-        self.lanes[direction as usize].feed(at_ns, bytes, &framing, output, |m, output| {
-            state.message(direction, m, output);
-        });
-        if direction == Direction::Response && !lost && self.lanes[direction as usize].lost() {
+        lane.feed(
+            &found,
+            at_ns,
+            bytes,
+            |b| length_of(direction, b),
+            output,
+            |m, output| state.message(direction, m, output),
+        );
+        if direction == Direction::Response && lane.lost() {
             self.state.waiting.answers_lost();
         }
     }

@@ -1,5 +1,6 @@
 use proptest::prelude::*;
 
+use super::super::seek::Found;
 use super::super::testing::{Piece, answers, asks, cut_anywhere, decode, events, survives};
 use super::super::{Anomaly, Options, Output, Protocol};
 use super::*;
@@ -267,16 +268,18 @@ fn a_huge_length_is_malformed_once_and_half_a_message_holds_bounded_memory() {
     let decoded = decode(Protocol::Mongodb, Joined::AtStart, &[asks(1, huge)]);
     assert_eq!(decoded.anomalies, [(Anomaly::Malformed, 1)]);
     let mut lane = Lane::new(Joined::AtStart, LOOK);
-    let framing = Framing {
-        length_of: |b: &[u8]| length_of(Direction::Request, b),
-        plausible: |_: &[u8]| true,
-        window: WINDOW,
-    };
     let mut output = Output::new(Options::default());
     let mut endless = find(1);
     endless[..4].copy_from_slice(&MAX_MESSAGE.to_le_bytes());
     for _ in 0..1000 {
-        lane.feed(1, &endless, &framing, &mut output, |_, _| panic!("no end"));
+        lane.feed(
+            &Found::default(),
+            1,
+            &endless,
+            |b| length_of(Direction::Request, b),
+            &mut output,
+            |_, _| panic!("no end"),
+        );
     }
     assert!(
         lane.held_bytes() <= 2 * LOOK,
