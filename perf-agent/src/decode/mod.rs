@@ -16,6 +16,11 @@ pub mod output;
 pub mod outstanding;
 mod redis;
 pub mod statements;
+pub mod correlated;
+pub mod kafka;
+pub mod lane;
+pub mod mongodb;
+pub mod seek;
 #[cfg(test)]
 mod testing;
 pub mod tls;
@@ -113,4 +118,16 @@ pub struct Entry {
 }
 
 /// Every protocol, the surest to recognise first.
-pub const PROTOCOLS: &[Entry] = &[redis::ENTRY];
+pub const PROTOCOLS: &[Entry] = &[
+    Entry {
+        protocol: Protocol::Mongodb,
+        detect: mongodb::detect,
+        decoder: mongodb::decoder,
+    },
+    Entry {
+        protocol: Protocol::Kafka,
+        detect: kafka::detect,
+        decoder: kafka::decoder,
+    },
+    redis::ENTRY,
+];

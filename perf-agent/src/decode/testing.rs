@@ -207,3 +207,103 @@ pub const FOREIGN: &[&[u8]] = &[
     b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n",
     b"\x93\x0b\xf1\x9e\x00\x7a\x55\x31\xee\xa0\x0a\x81\x02\xfd",
 ];
+/// Name, request bytes and answer bytes of a connection's beginning.
+pub type FirstBytes = (&'static str, &'static [u8], &'static [u8]);
+
+/// How connections of other protocols begin, for the negative set of `detect`.
+pub fn foreign(but: Protocol) -> Vec<FirstBytes> {
+    let all: [(Option<Protocol>, FirstBytes); 13] = [
+        (
+            Some(Protocol::Http),
+            (
+                "http",
+                b"GET /orders/42 HTTP/1.1\r\nHost: a\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            ),
+        ),
+        (
+            None,
+            (
+                "tls",
+                b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+                b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb",
+            ),
+        ),
+        (
+            Some(Protocol::Redis),
+            ("redis", b"*2\r\n$3\r\nGET\r\n$5\r\nkey:1\r\n", b"$5\r\nvalue\r\n*0\r\n+OK\r\n"),
+        ),
+        (
+            Some(Protocol::Redis),
+            ("redis inline", b"PING\r\nSET a b\r\nGET a\r\n\r\n", b"+PONG\r\n+OK\r\n$1\r\nb\r\n"),
+        ),
+        (
+            Some(Protocol::Memcached),
+            ("memcached", b"get key:1 key:2 key:3\r\n", b"VALUE key:1 0 5\r\nvalue\r\nEND\r\n"),
+        ),
+        (
+            Some(Protocol::Memcached),
+            (
+                "memcached binary",
+                b"\x80\x00\x00\x05\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\0\0\0\0\0key:1",
+                b"\x81\x00\x00\x00\x04\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0value",
+            ),
+        ),
+        (
+            Some(Protocol::Postgresql),
+            (
+                "postgresql startup",
+                b"\0\0\0\x21\0\x03\0\0user\0me\0database\0shop\0\0\0\0",
+                b"R\0\0\0\x08\0\0\0\0S\0\0\0\x16client_encoding\0UTF8\0",
+            ),
+        ),
+        (
+            Some(Protocol::Postgresql),
+            (
+                "postgresql query",
+                b"Q\0\0\0\x19SELECT * FROM orders\0",
+                b"T\0\0\0\x1b\0\x01id\0\0\0\x40\0\0\x01\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0",
+            ),
+        ),
+        (
+            Some(Protocol::Mysql),
+            (
+                "mysql",
+                b"\x15\0\0\0\x03SELECT * FROM orders",
+                b"\x4a\0\0\0\x0a8.0.36\0\x08\0\0\0abcdefgh\0\xff\xff\x21\x02\0\xff\xc1\x15",
+            ),
+        ),
+        (
+            Some(Protocol::Mongodb),
+            (
+                "mongodb",
+                b"\x26\0\0\0\x07\0\0\0\0\0\0\0\xdd\x07\0\0\0\0\0\0\0\x11\0\0\0\x10ping\0\x01\0\0\0\0\0\0",
+                b"\x26\0\0\0\x09\0\0\0\x07\0\0\0\xdd\x07\0\0\0\0\0\0\0\x11\0\0\0\x01ok\0\0\0\0\0\0\0\xf0\x3f\0",
+            ),
+        ),
+        (
+            Some(Protocol::Kafka),
+            (
+                "kafka",
+                b"\0\0\0\x19\0\x12\0\x03\0\0\0\x01\0\x05admin\0\x04lib\x061.0.0\0",
+                b"\0\0\0\x10\0\0\0\x01\0\0\x02\0\x12\0\0\0\x03\0\0\0\0\0",
+            ),
+        ),
+        (
+            Some(Protocol::Http2),
+            (
+                "http2",
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0",
+                b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64\0\0\0\x04\x01\0\0\0\0",
+            ),
+        ),
+        (
+            None,
+            ("ssh", b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n"),
+        ),
+    ];
+    let others = all
+        .into_iter()
+        .filter(|(protocol, _)| *protocol != Some(but));
+    others.map(|(_, first)| first).collect()
+}
