@@ -19,6 +19,8 @@ pub struct Message<'a> {
     pub bytes: &'a [u8],
     /// Length of the whole message.
     pub length: u64,
+    /// How many of its bytes were captured: all but those in gaps.
+    pub captured: u64,
     /// When the pieces with its first and its last byte passed.
     pub first_ns: u64,
     pub last_ns: u64,
@@ -33,6 +35,8 @@ pub struct Frames {
     length: u64,
     /// Bytes of the open message that passed.
     passed: u64,
+    /// Bytes of it that passed unseen.
+    unseen: u64,
     first_ns: u64,
     /// A part of the open message was in a gap: `kept` must not grow past it.
     holed: bool,
@@ -49,6 +53,7 @@ impl Frames {
             kept: Vec::new(),
             length: 0,
             passed: 0,
+            unseen: 0,
             first_ns: 0,
             holed: false,
             lost: false,
@@ -58,6 +63,18 @@ impl Frames {
     /// Whether message boundaries are unknown: after a gap over one, or an invalid header.
     pub fn lost(&self) -> bool {
         self.lost
+    }
+
+    /// Boundaries are not known: of a connection that is joined late.
+    pub fn lose(&mut self) {
+        self.open_nothing();
+        self.lost = true;
+    }
+
+    /// Memory held, for the bound a decoder states.
+    #[cfg(test)]
+    pub fn held_bytes(&self) -> usize {
+        self.kept.capacity()
     }
 
     /// Forgets the open message; the next byte is taken for a boundary.
@@ -83,6 +100,7 @@ impl Frames {
         self.kept.shrink_to(256);
         self.length = 0;
         self.passed = 0;
+        self.unseen = 0;
         self.holed = false;
     }
 
@@ -108,6 +126,7 @@ impl Frames {
                         let whole = Message {
                             bytes: &rest[..n as usize],
                             length: n,
+                            captured: n,
                             first_ns: at_ns,
                             last_ns: at_ns,
                         };
@@ -167,6 +186,7 @@ impl Frames {
         let go_on = message(Message {
             bytes: &self.kept,
             length: self.length,
+            captured: self.length - self.unseen,
             first_ns: self.first_ns,
             last_ns: at_ns,
         });
@@ -188,6 +208,7 @@ impl Frames {
         let left = self.length - self.passed;
         self.holed = true;
         self.passed += count.min(left);
+        self.unseen += count.min(left);
         if count >= left {
             self.close(at_ns, &mut message);
             self.lost = count > left;

@@ -11,6 +11,8 @@
 pub mod framing;
 pub mod output;
 pub mod outstanding;
+pub mod shapes;
+pub mod sql;
 #[cfg(test)]
 mod testing;
 
@@ -91,6 +93,12 @@ pub trait Decoder {
 
     /// Requests that wait for (the rest of) their answer.
     fn in_flight(&self) -> usize;
+
+    /// The connection went over to TLS (or GSSAPI): what follows is not this decoder's, and was
+    /// counted as [`Anomaly::Unsupported`] once.
+    fn encrypted(&self) -> bool {
+        false
+    }
 }
 
 /// A protocol's line in the registry.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::Direction;
+use super::shapes::Shapes;
 
 /// Texts kept at one time; what is new past it shares one text.
 const MAX_TEXTS: usize = 16384;
@@ -101,6 +102,8 @@ pub struct Output {
     pub transactions: Vec<(u64, Transaction)>,
     /// Bytes that were understood, of the requests and of the answers.
     pub decoded: [u64; 2],
+    /// Texts by the requests they were made of.
+    pub shapes: Shapes,
     texts: Vec<Box<str>>,
     ids: HashMap<Box<str>, TextId>,
 }
@@ -113,6 +116,7 @@ impl Output {
             anomalies: Vec::new(),
             transactions: Vec::new(),
             decoded: [0; 2],
+            shapes: Shapes::default(),
             texts: Vec::new(),
             ids: HashMap::new(),
         };
