@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod drain;
 #[cfg(test)]
 mod fixtures;
+pub mod hash;
 pub mod kernel;
 pub mod model;
 pub mod replay;

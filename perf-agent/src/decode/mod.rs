@@ -21,6 +21,8 @@ pub mod kafka;
 pub mod lane;
 pub mod mongodb;
 pub mod seek;
+pub mod shapes;
+pub mod sql;
 #[cfg(test)]
 mod testing;
 pub mod tls;
@@ -104,6 +106,8 @@ pub trait Decoder {
     fn in_flight(&self) -> usize;
 
     /// Whether what follows is TLS: the protocol asked for it and the peer agreed.
+    /// The connection went over to TLS (or GSSAPI): what follows is not this decoder's, and was
+    /// counted as [`Anomaly::Unsupported`] once.
     fn encrypted(&self) -> bool {
         false
     }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::Direction;
+use super::shapes::Shapes;
 
 /// Texts kept at one time; what is new past it shares one text.
 const MAX_TEXTS: usize = 16384;
@@ -104,6 +105,8 @@ pub struct Output {
     pub transactions: Vec<(u64, Transaction)>,
     /// Bytes that were understood, of the requests and of the answers.
     pub decoded: [u64; 2],
+    /// Texts by the requests they were made of.
+    pub shapes: Shapes,
     texts: Vec<Box<str>>,
     ids: HashMap<Box<str>, TextId>,
     shapes: HashMap<u64, TextId, BuildHasherDefault<Hashed>>,
@@ -137,6 +140,7 @@ impl Output {
             anomalies: Vec::new(),
             transactions: Vec::new(),
             decoded: [0; 2],
+            shapes: Shapes::default(),
             texts: Vec::new(),
             ids: HashMap::new(),
             shapes: HashMap::default(),

@@ -17,6 +17,7 @@ mod view;
 
 use std::collections::BTreeMap;
 
+use crate::hash::fnv1a;
 use crate::model::{Evidence, Finding, Level, Site, State, WindowReport};
 use view::View;
 
