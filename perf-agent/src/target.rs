@@ -6,7 +6,10 @@ use std::{
     ffi::OsString,
     fs,
     io::{Read as _, Write as _},
-    os::{fd::AsFd as _, unix::process::CommandExt as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::{Child, Command},
     sync::mpsc,
@@ -160,10 +163,13 @@ impl Held {
         if let Ok(stderr) = std::io::stderr().as_fd().try_clone_to_owned() {
             command.stdout(stderr);
         }
-        // SAFETY: between fork and exec only a write, a read and getpid happen, which are
-        // async-signal-safe.
+        let go_fd = go.as_raw_fd();
+        // SAFETY: between fork and exec only a close, a write, a read and getpid happen, which are
+        // async-signal-safe; the descriptor closed is the child's copy, which nothing there owns.
         unsafe {
             command.pre_exec(move || {
+                // With its own copy of the writing end it would wait for ever for an agent that died.
+                libc::close(go_fd);
                 pid_writer.write_all(&std::process::id().to_ne_bytes())?;
                 // End of file without a byte: the tracer gave up.
                 go_reader.read_exact(&mut [0])
@@ -219,6 +225,17 @@ mod tests {
         let comm = fs::read_to_string(format!("/proc/{}/comm", held.pid)).unwrap();
         assert_ne!(comm.trim(), "true", "it has not executed yet");
         assert!(held.release().unwrap().wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_held_command_ends_with_the_agent_that_held_it() {
+        let held = Held::new(["true".into()].to_vec()).unwrap();
+        let pid = held.pid;
+        // What the death of the agent does to the pipe.
+        drop(held.go);
+        let spawned = held.child.recv_timeout(std::time::Duration::from_secs(10));
+        assert!(spawned.expect("the command is gone").is_err());
+        assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
     }
 
     #[test]

@@ -307,3 +307,59 @@ fn load_one(ebpf: &mut Ebpf, btf: &Btf, program: &Program) -> Result<()> {
         .load(program.hook, btf)
         .with_context(|| format!("loading {name}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, fs, path::Path};
+
+    use super::*;
+
+    /// Names of the functions below `directory` that an attribute of aya makes programs of.
+    fn programs_of_the_kernel_side(directory: &Path, found: &mut BTreeSet<String>) {
+        const KINDS: [&str; 7] = [
+            "#[btf_tracepoint",
+            "#[perf_event",
+            "#[raw_tracepoint",
+            "#[tracepoint",
+            "#[uprobe",
+            "#[uretprobe",
+            "#[kprobe",
+        ];
+        for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_dir() {
+                programs_of_the_kernel_side(&entry.path(), found);
+                continue;
+            }
+            let text = fs::read_to_string(entry.path()).unwrap();
+            let mut lines = text.lines().map(str::trim);
+            while let Some(line) = lines.next() {
+                if KINDS.iter().any(|kind| line.starts_with(kind)) {
+                    let function = lines.find_map(|l| l.split_once("fn ")?.1.split('(').next());
+                    found.insert(function.expect("a function below the attribute").to_owned());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_program_of_the_kernel_side_is_registered() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../perf-ebpf/src");
+        let mut found = BTreeSet::new();
+        programs_of_the_kernel_side(&source, &mut found);
+        let registered: BTreeSet<String> = PROGRAMS.iter().map(|p| p.name.to_owned()).collect();
+        assert_eq!(registered.len(), PROGRAMS.len(), "a program is named twice");
+        let missing: Vec<_> = found.difference(&registered).collect();
+        let gone: Vec<_> = registered.difference(&found).collect();
+        assert!(
+            missing.is_empty(),
+            "add to PROGRAMS: {}",
+            missing
+                .iter()
+                .map(|name| format!(
+                    "Program {{ name: \"{name}\", signal: \"…\", required: false }}, "
+                ))
+                .collect::<String>()
+        );
+        assert!(gone.is_empty(), "take out of PROGRAMS: {gone:?}");
+    }
+}
