@@ -1,7 +1,6 @@
 //! Connections and statements of a window, by process.
 
 use crate::{
-    detect::fnv1a,
     drain::{ConnectionFact, StatementFact, TrafficFact},
     model::{
         ConnectionRow, Connections, Coverage, ProcessReport, SocketCoverage, Stamp, StatementRow,
@@ -105,7 +104,7 @@ fn role(client: bool) -> &'static str {
 fn statement(s: StatementFact, window: Window) -> StatementRow {
     let wall = window.length_ns().max(1) as f64;
     StatementRow {
-        fingerprint: format!("{:016x}", fnv1a(&[&s.protocol, &s.text])),
+        fingerprint: format!("{:016x}", crate::hash::fnv1a(&[&s.protocol, &s.text])),
         role: role(s.client).to_owned(),
         count: s.latency.count,
         wall_share: s.latency.sum_ns as f64 / wall,

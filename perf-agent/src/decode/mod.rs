@@ -10,19 +10,19 @@
 
 pub mod connections;
 pub mod conversation;
+pub mod correlated;
 pub mod framing;
+pub mod kafka;
 pub mod keys;
+pub mod lane;
+pub mod mongodb;
 pub mod output;
 pub mod outstanding;
 mod redis;
-pub mod statements;
-pub mod correlated;
-pub mod kafka;
-pub mod lane;
-pub mod mongodb;
 pub mod seek;
 pub mod shapes;
 pub mod sql;
+pub mod statements;
 #[cfg(test)]
 mod testing;
 pub mod tls;

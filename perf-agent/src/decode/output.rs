@@ -109,7 +109,7 @@ pub struct Output {
     pub shapes: Shapes,
     texts: Vec<Box<str>>,
     ids: HashMap<Box<str>, TextId>,
-    shapes: HashMap<u64, TextId, BuildHasherDefault<Hashed>>,
+    by_hash: HashMap<u64, TextId, BuildHasherDefault<Hashed>>,
 }
 
 /// Takes a key that is a hash already.
@@ -143,7 +143,7 @@ impl Output {
             shapes: Shapes::default(),
             texts: Vec::new(),
             ids: HashMap::new(),
-            shapes: HashMap::default(),
+            by_hash: HashMap::default(),
         };
         output.text("(other statements)");
         output
@@ -167,14 +167,14 @@ impl Output {
     /// is new: naming a request costs a lookup of some 5 ns and no text. Decoders share the hashes, so
     /// each mixes its protocol into them.
     pub fn shape(&mut self, hash: u64, build: impl FnOnce(Options) -> String) -> TextId {
-        if let Some(id) = self.shapes.get(&hash) {
+        if let Some(id) = self.by_hash.get(&hash) {
             return *id;
         }
         let text = build(self.options);
         let id = self.text(&text);
         // What has no text of its own is not remembered either: memory stays bounded.
-        if self.shapes.len() < MAX_TEXTS {
-            self.shapes.insert(hash, id);
+        if self.by_hash.len() < MAX_TEXTS {
+            self.by_hash.insert(hash, id);
         }
         id
     }
