@@ -2,6 +2,7 @@
 //! programs, and gives `drain` its maps as bytes.
 
 pub mod btf;
+mod debug_log;
 pub mod host;
 mod links;
 pub mod maps;
@@ -16,7 +17,7 @@ use perf_ebpf_common::{
 };
 
 pub use self::links::PROGRAMS;
-use self::{btf::Btf, links::Links, maps::Maps};
+use self::{btf::Btf, debug_log::DebugLog, links::Links, maps::Maps};
 use crate::model::SignalState;
 
 /// The kernel side, compiled; empty where perf-agent was built without a BPF toolchain.
@@ -53,13 +54,13 @@ impl Default for LoadOptions {
 /// The loaded kernel side. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
-    btf: aya::Btf,
     links: Links,
     pub maps: Maps,
     pub ring: RingBuf<aya::maps::MapData>,
     /// Each signal, on or off and why.
     pub signals: Vec<SignalState>,
     pub cpus: usize,
+    debug_log: Option<DebugLog>,
 }
 
 impl Kernel {
@@ -84,8 +85,13 @@ impl Kernel {
             bail!("this kernel has no field `{field}`, without which no ledger can be kept");
         }
         let settings = settings(options, &types, &offsets)?;
+        let hooks: Vec<String> = PROGRAMS
+            .iter()
+            .map(|p| format!("btf_trace_{}", p.name))
+            .collect();
+        let btf = aya::Btf::parse(&types.typedefs_only(&hooks), aya::Endianness::default())
+            .context("reading the kernel's type information")?;
         drop(types);
-        let btf = aya::Btf::from_sys_fs().context("reading the kernel's type information")?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
             .override_global("OFFSETS", &offsets, true)
@@ -99,16 +105,22 @@ impl Kernel {
         let maps = Maps::open(&ebpf)?;
         let ring = RingBuf::try_from(ebpf.take_map("events").context("map events is missing")?)
             .context("mapping the event ring")?;
+        let debug_log = match options.debug {
+            true => Some(DebugLog::open(&mut ebpf)?),
+            false => None,
+        };
         let mut kernel = Kernel {
             ebpf,
-            btf,
             links: Links::default(),
             maps,
             ring,
             signals: Vec::new(),
             cpus,
+            debug_log,
         };
-        kernel.links.load(&mut kernel.ebpf, &kernel.btf)?;
+        kernel.links.load(&mut kernel.ebpf, &btf)?;
+        drop(btf);
+        give_memory_back();
         kernel.fill_tables()?;
         kernel.note_absent(&absent);
         Ok(kernel)
@@ -136,6 +148,13 @@ impl Kernel {
     /// The kernel refuses.
     pub fn set_syscalls(&mut self, on: bool) -> Result<()> {
         self.links.set_syscalls(&mut self.ebpf, on)
+    }
+
+    /// Passes on what the kernel side's debug log holds, where it is on.
+    pub fn drain_debug_log(&mut self) {
+        if let Some(log) = &mut self.debug_log {
+            log.drain();
+        }
     }
 
     /// Detaches everything; the maps stay for the last read.
@@ -213,6 +232,16 @@ impl Kernel {
                 },
             });
         }
+    }
+}
+
+/// Has the allocator return what is free: reading the kernel's types and naming stacks take tens of
+/// MB for a moment, which it would keep.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointer and leaves live allocations alone.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
