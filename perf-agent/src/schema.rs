@@ -14,12 +14,15 @@ mod tests {
     /// What the model leaves out where there is nothing to say: ends of paths.
     const OPTIONAL: &[&str] = &[
         ".count_error",
+        "faults.cpu_ns",
         ".detail",
         ".exit_code",
         ".exited",
+        ".hook_ns",
         ".module",
         "(file).path",
         ".short_lived",
+        ".slowdown",
         "_stack[].source",
         ".syscall",
         ".throttled",

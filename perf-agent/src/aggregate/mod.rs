@@ -5,6 +5,8 @@ mod clock;
 mod io;
 mod lines;
 mod profile;
+mod slowdown;
+mod split;
 mod syscalls;
 mod threads;
 
@@ -22,7 +24,11 @@ use crate::{
     },
 };
 
-use self::{profile::Profiles, syscalls::Calls, threads::Threads};
+use self::{
+    profile::Profiles,
+    syscalls::Calls,
+    threads::{Account, Threads},
+};
 
 /// The state of a trace, fed with frames.
 pub struct Pipeline {
@@ -40,6 +46,7 @@ pub struct Pipeline {
     window_histograms: HashMap<u32, Histograms>,
     before: WindowFact,
     totals: lines::Totals,
+    /// Records and histograms of this window that could not be read.
     damaged: u64,
 }
 
@@ -115,6 +122,7 @@ impl Pipeline {
                 self.start = start.clone();
                 self.window_start_ns = start.monotonic_ns;
                 self.calls.mode = start.syscalls.clone();
+                self.calls.hook_ns = start.syscall_hook_ns;
             }
             Fact::Process(p) => {
                 self.threads.process(p.pid, &p.comm);
@@ -177,7 +185,10 @@ impl Pipeline {
         let open = self.threads.open_sites(window.end_ns);
         let accounts = self.threads.window(window);
         let mut profiles = self.profiles.window(&self.owners, &open, &accounts);
-        let mut calls = self.calls.window(window, w.syscalls_on_ns, &self.owners);
+        let demand: HashMap<u32, (u64, u64)> = accounts.iter().map(demand_ns).collect();
+        let mut calls = self
+            .calls
+            .window(window, w.syscalls_on_ns, &self.owners, &demand);
         let mut ios = self.io.window(&self.owners);
         let slot_of: HashMap<u32, u32> = self.owners.iter().map(|(s, p)| (*p, *s)).collect();
         let mut processes = Vec::new();
@@ -199,7 +210,8 @@ impl Pipeline {
                 lines::throttled(pid, &self.before, w),
             ));
         }
-        let coverage = lines::coverage(&stamp, window, &processes, (&self.before, w), self.damaged);
+        let damaged = std::mem::take(&mut self.damaged);
+        let coverage = lines::coverage(&stamp, window, &processes, (&self.before, w), damaged);
         WindowReport {
             processes,
             coverage,
@@ -211,3 +223,13 @@ impl Pipeline {
         Line::new(Body::Bye(self.totals.bye(stamp, end, &self.before)))
     }
 }
+
+/// Time of a process on the CPU, and waiting for one.
+fn demand_ns(account: &Account) -> (u32, (u64, u64)) {
+    let of = |class| account.ledger.classes.get(class).copied().unwrap_or(0);
+    let on_cpu = of("cpu.user") + of("cpu.kernel");
+    (account.who.pid, (on_cpu, of("runq")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Makes frames from a running kernel side: seeds the target, empties the ring on a clock, and
 //! reads the maps and `/proc` at the end of each window.
 
+mod hook_cost;
 mod map_reads;
 mod proc_facts;
 mod seeding;
@@ -87,9 +88,16 @@ impl Live {
     ///
     /// # Errors
     /// As [`Kernel::load`] and [`Kernel::attach`]; a target that is not there.
-    pub fn attach(options: &LoadOptions, targets: &[u32], start: Start) -> Result<Live> {
+    pub fn attach(options: &LoadOptions, targets: &[u32], mut start: Start) -> Result<Live> {
         let mut kernel = Kernel::load(options)?;
         fill_listeners(&kernel, targets)?;
+        if start.syscalls == "sampled" {
+            // Refused hooks are said in `hello`; the counts are then absent, too.
+            match hook_cost::measure(&mut kernel) {
+                Ok(ns) => start.syscall_hook_ns = ns,
+                Err(e) => tracing::debug!("cost of the syscall hooks: {e:#}"),
+            }
+        }
         kernel.attach()?;
         let mut live = Live {
             kernel,
@@ -185,11 +193,13 @@ impl Live {
 
     /// Empties the ring.
     pub fn poll(&mut self) {
+        self.kernel.drain_debug_log();
         while let Some(bytes) = self.kernel.ring.next().map(|item| item.to_vec()) {
             self.received += 1;
             self.note(&bytes);
             self.frames.push(Frame::Record(bytes));
         }
+        self.stacks.let_go(monotonic_ns(), resident_bytes);
         if let Some((_, since)) = &self.stats
             && monotonic_ns() - since >= BPF_COUNTED_NS
         {
