@@ -138,6 +138,8 @@ fn full_ledger() -> Ledger {
             minor: 3,
             major: 1,
             blocked_ns: 5,
+            cpu_ns: Some(30_000_000),
+            cpu_samples: 3,
         },
         block_io: vec![BlockIo {
             device: "vda".into(),
@@ -162,6 +164,8 @@ fn full_syscalls() -> Syscalls {
         mode: "sampled".into(),
         fraction: 0.1,
         slices: 10,
+        hook_ns: Some(300),
+        slowdown: Some(1.5),
         syscalls: vec![SyscallRow {
             name: "read".into(),
             count: 100,
@@ -411,6 +415,7 @@ pub fn minimal_lines() -> Vec<Line> {
     hello.signals.clear();
     let mut syscalls = full_syscalls();
     syscalls.syscalls.clear();
+    (syscalls.hook_ns, syscalls.slowdown) = (None, None);
     let mut finding = full_finding();
     finding.evidence.clear();
     finding.recommendations.clear();
@@ -550,6 +555,8 @@ pub fn syscalls(rows: Vec<SyscallRow>) -> Syscalls {
         mode: "full".into(),
         fraction: 1.0,
         slices: 1,
+        hook_ns: None,
+        slowdown: None,
         syscalls: rows,
         ..full_syscalls()
     }

@@ -196,13 +196,20 @@ pub struct SchedstatCheck {
     pub kernel_runq_ns: u64,
 }
 
-/// Page faults, counted by the kernel.
+/// Page faults, counted by the kernel, and what they took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Faults {
     pub minor: u64,
     pub major: u64,
     /// Time blocked in a fault (class `fault`).
     pub blocked_ns: u64,
+    /// Time on the CPU in a fault, faults inside system calls included: the share of the CPU clock's
+    /// samples whose kernel stack goes through the fault entry. Absent where no kernel stack could
+    /// be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_ns: Option<u64>,
+    /// How many samples that is.
+    pub cpu_samples: u64,
 }
 
 /// Requests to one block device, from insertion into its queue to completion.
@@ -237,11 +244,18 @@ pub struct Syscalls {
     pub window: Window,
     /// `full` or `sampled`.
     pub mode: String,
-    /// Share of the window in which calls were counted (1 in `full`). Counts, sums and bytes are
-    /// already divided by it.
+    /// Share of the window in which calls were counted (1 in `full`). Counts, errors and bytes are
+    /// scaled up to the whole window already.
     pub fraction: f64,
     /// How many slices of the window were counted.
     pub slices: u32,
+    /// What counting adds to a call, measured at the attach; absent in `full`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook_ns: Option<u64>,
+    /// By what factor the process made fewer calls in the slices for it, as far as can be told;
+    /// taken into account for the rest of the window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slowdown: Option<f64>,
     pub syscalls: Vec<SyscallRow>,
 }
 
@@ -250,8 +264,9 @@ pub struct Syscalls {
 pub struct SyscallRow {
     pub name: String,
     pub count: u64,
-    /// Half width of the 95 % confidence interval of `count`; absent where it is exact, and where
-    /// a single slice gives no variance.
+    /// Half width of the 95 % confidence interval of `count`, and how far it may be off because
+    /// counting slows calls down; absent where it is exact, and where a single slice gives no
+    /// variance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count_error: Option<u64>,
     pub errors: BTreeMap<String, u64>,

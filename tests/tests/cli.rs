@@ -309,3 +309,20 @@ fn the_doctor_answers_within_two_seconds() {
         assert!(text.contains(word), "no {word} in {text}");
     }
 }
+
+#[test]
+fn the_kernel_sides_debug_log_is_shown_when_asked_for_and_only_then() {
+    let _alone = alone();
+    let lines = |arguments: &[&str]| {
+        let command = ["--duration", "5s", "--", "true"];
+        let output = agent(arguments).args(command).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        errors
+            .lines()
+            .filter(|l| l.contains("exec by thread"))
+            .count()
+    };
+    assert_eq!(lines(&["trace"]), 0);
+    assert_eq!(lines(&["trace", "-vv"]), 1);
+}

@@ -189,6 +189,39 @@ fn a_sample_says_that_it_is_one_and_its_error_bound_holds() {
     );
 }
 
+/// Every call of a storm is slowed by being counted; the count is corrected for it, and its error
+/// covers what the correction cannot know. Allowed besides: the windows without a bound, and that the
+/// whole is within 0.6 and 1.6 of the truth (by scaling alone it was 0.39).
+#[test]
+fn the_count_of_a_storm_that_counting_slows_down_holds_within_its_error() {
+    let _alone = alone();
+    let mut program = Traced::workload(&["tinywrites", "--seconds", "5", "--hold"]);
+    let agent = Agent::start(["trace", "-p", &program.pid().to_string()]);
+    agent.attached();
+    program.go();
+    let truth = program.done(PATIENCE)["writes"].as_u64().unwrap() as f64;
+    agent.interrupt();
+    let run = agent.finish(PATIENCE);
+    run.ended_well("interrupt").lost_nothing();
+    let (mut estimate, mut allowed) = (0.0, 0.0);
+    for line in run.of_type("syscalls") {
+        assert!(line["hook_ns"].as_u64() > Some(0), "{line}");
+        let rows = line["syscalls"].as_array().unwrap();
+        let Some(row) = rows.iter().find(|row| row["name"] == "write") else {
+            continue;
+        };
+        println!("{} {row}", line["slowdown"]);
+        let count = row["count"].as_f64().unwrap();
+        estimate += count;
+        allowed += row["count_error"].as_f64().unwrap_or(count);
+    }
+    let said = format!("{estimate} of {truth}, {allowed} allowed");
+    println!("{said}");
+    assert!((estimate - truth).abs() <= allowed, "{said}");
+    let ratio = estimate / truth;
+    assert!((0.6..1.6).contains(&ratio), "{ratio}: {said}");
+}
+
 #[test]
 fn nothing_is_counted_when_off() {
     let _alone = alone();

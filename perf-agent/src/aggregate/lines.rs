@@ -78,6 +78,8 @@ impl Context<'_> {
     ) -> ProcessReport {
         let (stamp, who, window) = (self.stamp.clone(), account.who.clone(), self.window);
         let mut process = account.ledger.clone();
+        let mut faults = account.faults;
+        (faults.cpu_ns, faults.cpu_samples) = profile.fault_cpu;
         if let Some(h) = histograms {
             for i in (0..class::COUNT).filter(|i| *i != class::UNKNOWN as usize) {
                 let buckets: Vec<(usize, u64)> = h.of_class(i as u8).collect();
@@ -96,7 +98,7 @@ impl Context<'_> {
                 threads: account.threads.clone(),
                 cpu_split: account.split.clone(),
                 schedstat: account.check,
-                faults: account.faults,
+                faults,
                 block_io,
                 throttled,
             },
@@ -107,6 +109,8 @@ impl Context<'_> {
                 mode: c.mode,
                 fraction: c.fraction,
                 slices: c.slices,
+                hook_ns: c.hook.map(|(ns, _)| ns),
+                slowdown: c.hook.map(|(_, factor)| factor),
                 syscalls: c.rows,
             }),
             profile: Profile {

@@ -5,7 +5,9 @@ mod clock;
 mod io;
 mod lines;
 mod profile;
+mod slowdown;
 mod sockets;
+mod split;
 mod syscalls;
 mod threads;
 
@@ -23,7 +25,11 @@ use crate::{
     },
 };
 
-use self::{profile::Profiles, syscalls::Calls, threads::Threads};
+use self::{
+    profile::Profiles,
+    syscalls::Calls,
+    threads::{Account, Threads},
+};
 
 /// The state of a trace, fed with frames.
 pub struct Pipeline {
@@ -42,6 +48,7 @@ pub struct Pipeline {
     window_histograms: HashMap<u32, Histograms>,
     before: WindowFact,
     totals: lines::Totals,
+    /// Records and histograms of this window that could not be read.
     damaged: u64,
 }
 
@@ -118,6 +125,7 @@ impl Pipeline {
                 self.start = start.clone();
                 self.window_start_ns = start.monotonic_ns;
                 self.calls.mode = start.syscalls.clone();
+                self.calls.hook_ns = start.syscall_hook_ns;
             }
             Fact::Process(p) => {
                 self.threads.process(p.pid, &p.comm);
@@ -183,7 +191,10 @@ impl Pipeline {
         let open = self.threads.open_sites(window.end_ns);
         let accounts = self.threads.window(window);
         let mut profiles = self.profiles.window(&self.owners, &open, &accounts);
-        let mut calls = self.calls.window(window, w.syscalls_on_ns, &self.owners);
+        let demand: HashMap<u32, (u64, u64)> = accounts.iter().map(demand_ns).collect();
+        let mut calls = self
+            .calls
+            .window(window, w.syscalls_on_ns, &self.owners, &demand);
         let mut ios = self.io.window(&self.owners);
         let slot_of: HashMap<u32, u32> = self.owners.iter().map(|(s, p)| (*p, *s)).collect();
         let mut processes = Vec::new();
@@ -208,8 +219,8 @@ impl Pipeline {
         for report in &mut processes {
             self.sockets.add_to(report, &stamp, window);
         }
-        let mut coverage =
-            lines::coverage(&stamp, window, &processes, (&self.before, w), self.damaged);
+        let damaged = std::mem::take(&mut self.damaged);
+        let mut coverage = lines::coverage(&stamp, window, &processes, (&self.before, w), damaged);
         self.sockets.cover(&mut coverage);
         WindowReport {
             processes,
@@ -222,3 +233,13 @@ impl Pipeline {
         Line::new(Body::Bye(self.totals.bye(stamp, end, &self.before)))
     }
 }
+
+/// Time of a process on the CPU, and waiting for one.
+fn demand_ns(account: &Account) -> (u32, (u64, u64)) {
+    let of = |class| account.ledger.classes.get(class).copied().unwrap_or(0);
+    let on_cpu = of("cpu.user") + of("cpu.kernel");
+    (account.who.pid, (on_cpu, of("runq")))
+}
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,8 @@ pub struct ProcessProfile {
     pub sites: Vec<Site>,
     pub rest: Classes,
     pub locks: Vec<Lock>,
+    /// CPU time in page faults, where kernel stacks could be read, and its samples.
+    pub fault_cpu: (Option<u64>, u64),
 }
 
 /// Where time went, cumulative and per window.
@@ -270,6 +272,7 @@ fn profile(
                 (u128::from(time) * u128::from(site.count) / u128::from(samples.max(1))) as u64;
         }
     }
+    let fault_cpu = fault_cpu(&sites);
     sites.sort_by(|a, b| {
         b.sum_ns
             .cmp(&a.sum_ns)
@@ -286,7 +289,40 @@ fn profile(
         }
         *n <= TOP_SITES
     });
-    ProcessProfile { sites, rest, locks }
+    ProcessProfile {
+        sites,
+        rest,
+        locks,
+        fault_cpu,
+    }
+}
+
+/// Where the kernel enters a page fault, by architecture (x86-64, arm64) and what both call next
+/// (`arch/*/mm/fault.c`, `mm/memory.c`).
+const FAULT_ENTRIES: &[&str] = &[
+    "asm_exc_page_fault",
+    "exc_page_fault",
+    "do_user_addr_fault",
+    "el0_da",
+    "el0_ia",
+    "do_mem_abort",
+    "do_page_fault",
+    "handle_mm_fault",
+];
+
+/// CPU time and samples in page faults; no time where the kernel's stacks have no names.
+fn fault_cpu(sites: &[Site]) -> (Option<u64>, u64) {
+    let in_kernel: Vec<&Site> = sites.iter().filter(|s| s.class == "cpu.kernel").collect();
+    let named = |site: &&Site| site.kernel_stack.iter().any(|f| f.symbolized);
+    if !in_kernel.is_empty() && !in_kernel.iter().any(named) {
+        return (None, 0);
+    }
+    let is_fault = |f: &Frame| FAULT_ENTRIES.contains(&f.name.as_str());
+    let faults = in_kernel
+        .iter()
+        .filter(|s| s.kernel_stack.iter().any(is_fault));
+    let (ns, samples) = faults.fold((0, 0), |sum, s| (sum.0 + s.sum_ns, sum.1 + s.count));
+    (Some(ns), samples)
 }
 
 /// What is shown of a site's place: class, system call, detail, frames.
@@ -339,4 +375,36 @@ fn order(site: &Site) -> (&str, Option<&str>, Option<&Detail>, Vec<&str>) {
             .map(|f| f.name.as_str())
             .collect(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{frame, site};
+
+    fn kernel(names: &[&str], samples: u64, sum_ns: u64) -> Site {
+        let mut site = site("cpu.kernel", "", samples, sum_ns, None);
+        site.kernel_stack = names.iter().map(|n| frame(n, "[kernel]")).collect();
+        site
+    }
+
+    #[test]
+    fn time_in_faults_is_that_of_the_samples_that_went_through_the_fault_entry() {
+        let sites = [
+            kernel(
+                &["clear_page_rep", "handle_mm_fault", "asm_exc_page_fault"],
+                6,
+                60,
+            ),
+            kernel(&["do_anonymous_page", "do_page_fault", "el0_da"], 3, 30),
+            kernel(&["vfs_read", "do_syscall_64"], 9, 90),
+        ];
+        assert_eq!(fault_cpu(&sites), (Some(90), 9));
+    }
+
+    #[test]
+    fn without_kernel_stacks_the_time_in_faults_is_unknown_and_without_kernel_time_it_is_none() {
+        assert_eq!(fault_cpu(&[kernel(&[], 9, 90)]), (None, 0));
+        assert_eq!(fault_cpu(&[]), (Some(0), 0));
+    }
 }

@@ -17,11 +17,15 @@ use crate::{
     signals::latency,
 };
 
+use super::slowdown::Slowdown;
+
 /// Calls of one process in a window, without the line's stamp.
 pub struct ProcessCalls {
     pub mode: String,
     pub fraction: f64,
     pub slices: u32,
+    /// Cost of the hooks a call and what it did to the counts, where they are sampled.
+    pub hook: Option<(u64, f64)>,
     pub rows: Vec<SyscallRow>,
 }
 
@@ -30,6 +34,8 @@ pub struct ProcessCalls {
 pub struct Calls {
     /// `full`, `sampled` or `off`.
     pub mode: String,
+    /// What the hooks add to a call, 0 where it was not measured.
+    pub hook_ns: u64,
     now: BTreeMap<SyscallKey, LatencyCell>,
     before: HashMap<SyscallKey, LatencyCell>,
     errors_now: BTreeMap<SyscallErrorKey, u64>,
@@ -69,12 +75,14 @@ impl Calls {
         self.errors_before.retain(|key, _| key.slot != slot);
     }
 
-    /// Calls by process, for the part `on_ns` of the window in which they were counted.
+    /// Calls by process, for the part `on_ns` of the window in which they were counted. `demand`
+    /// is the time of each process on the CPU and waiting for one in the window.
     pub fn window(
         &mut self,
         window: Window,
         on_ns: u64,
         owners: &BTreeMap<u32, u32>,
+        demand: &HashMap<u32, (u64, u64)>,
     ) -> HashMap<u32, ProcessCalls> {
         let slices = std::mem::take(&mut self.slices);
         let full = self.mode == "full";
@@ -89,36 +97,52 @@ impl Calls {
             self.forget_now();
             return out;
         }
+        let mut counted: Vec<(u32, SyscallKey, LatencyCell, Option<LatencyCell>)> = Vec::new();
+        let mut calls: HashMap<u32, u64> = HashMap::new();
         for (key, cell) in std::mem::take(&mut self.now) {
             let before = self.before.insert(key, cell);
             let count = cell.count - before.map_or(0, |b| b.count);
-            let Some(pid) = owners.get(&key.slot).filter(|_| count > 0) else {
-                continue;
+            if let Some(pid) = owners.get(&key.slot).filter(|_| count > 0) {
+                *calls.entry(*pid).or_default() += count;
+                counted.push((*pid, key, cell, before));
+            }
+        }
+        let length_ns = window.length_ns().max(1);
+        for (pid, key, cell, before) in counted {
+            let slowdown = if full {
+                Slowdown::NONE
+            } else {
+                let (cpu_ns, runq_ns) = demand.get(&pid).copied().unwrap_or_default();
+                let of_window = |ns| ns as f64 / length_ns as f64;
+                let calls = calls.get(&pid).copied().unwrap_or(0);
+                let demand = (of_window(cpu_ns), of_window(runq_ns));
+                Slowdown::of(calls, self.hook_ns, on_ns, demand)
             };
-            let scaled = |n: u64| (n as f64 / fraction).round() as u64;
+            let scale = Slowdown::scale(slowdown.likely, fraction);
+            let scaled = |n: u64| (n as f64 * scale).round() as u64;
+            let count = cell.count - before.map_or(0, |b| b.count);
+            let spread = || error_bound(&slices, &key, window);
             let row = SyscallRow {
                 name: syscall_name(key.nr),
                 count: scaled(count),
-                count_error: if full {
-                    None
-                } else {
-                    error_bound(&slices, &key, window)
-                },
+                count_error: if full { None } else { spread() }.map(|half| {
+                    let slowed = count as f64 * slowdown.error(fraction);
+                    (half * slowdown.likely + slowed).ceil() as u64
+                }),
                 errors: errors
                     .get(&key)
-                    .map(|e| {
-                        e.iter()
-                            .map(|(name, n)| (name.clone(), scaled(*n)))
-                            .collect()
-                    })
-                    .unwrap_or_default(),
+                    .into_iter()
+                    .flatten()
+                    .map(|(name, n)| (name.clone(), scaled(*n)))
+                    .collect(),
                 latency: latency::of_cell(&cell, before.as_ref()),
                 bytes: scaled(cell.bytes - before.map_or(0, |b| b.bytes)),
             };
-            let process = out.entry(*pid).or_insert_with(|| ProcessCalls {
+            let process = out.entry(pid).or_insert_with(|| ProcessCalls {
                 mode: self.mode.clone(),
                 fraction,
                 slices: if full { 1 } else { slices.len() as u32 },
+                hook: (!full && self.hook_ns > 0).then_some((self.hook_ns, slowdown.likely)),
                 rows: Vec::new(),
             });
             process.rows.push(row);
@@ -160,7 +184,7 @@ impl Calls {
 /// Half width of the 95 % confidence interval of a scaled count, from how much the slices of the
 /// window differ: t(n−1) · s / √n per slice, times the number of slices that fill the window.
 /// `None` with fewer than two slices.
-fn error_bound(slices: &[SliceFact], key: &SyscallKey, window: Window) -> Option<u64> {
+fn error_bound(slices: &[SliceFact], key: &SyscallKey, window: Window) -> Option<f64> {
     let n = slices.len();
     if n < 2 {
         return None;
@@ -180,7 +204,7 @@ fn error_bound(slices: &[SliceFact], key: &SyscallKey, window: Window) -> Option
     let mean = rates.iter().sum::<f64>() / n as f64;
     let variance = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / (n - 1) as f64;
     let half = student_t_95(n - 1) * (variance / n as f64).sqrt();
-    Some((half * window.length_ns() as f64).ceil() as u64)
+    Some(half * window.length_ns() as f64)
 }
 
 /// Two-sided 95 % quantile of Student's t.
@@ -283,14 +307,15 @@ mod tests {
             end_ns: 1_000_000_000,
         };
         let key = SyscallKey { slot: 1, nr: 0 };
-        assert_eq!(error_bound(&[slice(10), slice(10)], &key, window), Some(0));
+        assert_eq!(
+            error_bound(&[slice(10), slice(10)], &key, window),
+            Some(0.0)
+        );
         assert_eq!(error_bound(&[slice(10)], &key, window), None);
         // Rates 8 and 12 calls a slice of 25 ms: s = √8, t(1) = 12.706, 40 slices fill the window.
-        let want = (12.706 * (8.0f64 / 2.0).sqrt() * 40.0).ceil() as u64;
-        assert_eq!(
-            error_bound(&[slice(8), slice(12)], &key, window),
-            Some(want)
-        );
+        let want = 12.706 * (8.0f64 / 2.0).sqrt() * 40.0;
+        let half = error_bound(&[slice(8), slice(12)], &key, window).unwrap();
+        assert!((half - want).abs() < 1e-6, "{half}, not {want}");
     }
 
     #[test]

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use perf_ebpf_common::{
-    CLASS_NAMES, class,
+    class,
     signals::{
         ledger::{SiteKey, ThreadState, thread_state},
         lifecycle::{Exec, ThreadExited, ThreadStarted},
     },
 };
 
+use super::split::{Split, add_classes, classes, split};
 use crate::{
     drain::{SeededFact, ThreadFact},
     model::{
@@ -236,13 +237,19 @@ impl Threads {
                 .copied()
                 .unwrap_or_default();
         }
-        self.end_window();
+        self.end_window(window.end_ns);
         accounts
     }
 
-    fn end_window(&mut self) {
-        self.ended.clear();
+    fn end_window(&mut self, end_ns: u64) {
+        // The ring is read a little after the window's end: who ended in between has a rest of its
+        // life in the next one, and was compared and counted already.
+        self.ended.retain(|(_, t)| t.exited_ns > Some(end_ns));
         let mut alive = HashSet::new();
+        for (_, t) in &mut self.ended {
+            t.proc_now = None;
+            alive.extend(t.state.map(|s| s.tgid));
+        }
         self.threads.retain(|_, t| {
             t.proc_before = t.proc_now.take().or(t.proc_before.take());
             // One that is in no map any more ended, and its record was lost (and counted).
@@ -270,7 +277,10 @@ impl Threads {
         }
         for (pid, threads) in groups {
             let line = self.line_of(pid);
-            let split = split(&threads, ticks.get(&pid).copied().unwrap_or_default());
+            let samples = threads
+                .iter()
+                .fold((0, 0), |s, c| (s.0 + c.samples.0, s.1 + c.samples.1));
+            let split = split(samples, ticks.get(&pid).copied().unwrap_or_default());
             let comm = self.comm_of(line);
             let account = accounts.entry(line).or_insert_with(|| Account {
                 who: Process { pid: line, comm },
@@ -299,7 +309,8 @@ impl Threads {
 impl Thread {
     fn change(&mut self, tid: u32, window: Window) -> Option<Change> {
         let state = self.state.as_ref()?;
-        let end = self.exited_ns.unwrap_or(window.end_ns);
+        let exited = self.exited_ns.filter(|at| *at <= window.end_ns);
+        let end = exited.unwrap_or(window.end_ns);
         let totals = Totals::at(state, end, self.seeded);
         let samples = (state.samples_user, state.samples_kernel);
         let change = Change {
@@ -313,7 +324,7 @@ impl Thread {
                 samples.1.saturating_sub(self.samples.1),
             ),
             switches: state.switches.saturating_sub(self.switches),
-            exited: self.exited_ns.is_some(),
+            exited: exited.is_some(),
             born_in_window: self.born && state.start_ns >= window.start_ns,
         };
         // A thread older than the window began it where the window before ended; one whose whole
@@ -367,71 +378,6 @@ impl Thread {
             ),
             _ => (0, 0),
         }
-    }
-}
-
-/// How a process's CPU time splits where a thread has no samples of its own.
-struct Split {
-    source: &'static str,
-    user: u64,
-    kernel: u64,
-}
-
-fn split(threads: &[&Change], ticks: (u64, u64)) -> Split {
-    let (user, kernel) = threads
-        .iter()
-        .fold((0, 0), |s, c| (s.0 + c.samples.0, s.1 + c.samples.1));
-    if user + kernel > 0 {
-        Split {
-            source: "samples",
-            user,
-            kernel,
-        }
-    } else if ticks.0 + ticks.1 > 0 {
-        Split {
-            source: "proc",
-            user: ticks.0,
-            kernel: ticks.1,
-        }
-    } else {
-        Split {
-            source: "none",
-            user: 1,
-            kernel: 0,
-        }
-    }
-}
-
-/// Classes by output name, CPU split into user and kernel by samples.
-fn classes(totals: &Totals, samples: (u64, u64), process: &Split) -> Classes {
-    let mut out = Classes::new();
-    for (i, ns) in totals.spent_ns.iter().enumerate() {
-        if *ns == 0 || i == class::UNKNOWN as usize {
-            continue;
-        }
-        if i != class::CPU as usize {
-            out.insert(CLASS_NAMES[i].to_owned(), *ns);
-            continue;
-        }
-        let (user, kernel) = if samples.0 + samples.1 > 0 {
-            samples
-        } else {
-            (process.user, process.kernel)
-        };
-        let user_ns =
-            (u128::from(*ns) * u128::from(user) / u128::from(user + kernel).max(1)) as u64;
-        for (name, ns) in [("cpu.user", user_ns), ("cpu.kernel", ns - user_ns)] {
-            if ns > 0 {
-                out.insert(name.to_owned(), ns);
-            }
-        }
-    }
-    out
-}
-
-fn add_classes(sum: &mut Classes, part: &Classes) {
-    for (class, ns) in part {
-        *sum.entry(class.clone()).or_default() += ns;
     }
 }
 

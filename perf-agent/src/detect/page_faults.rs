@@ -10,10 +10,15 @@ use crate::sink::units;
 /// the kernel CPU time there was.
 const MINOR_FAULT_NS: u64 = 2_000;
 
+/// Samples in faults from which their CPU time is taken as measured (a relative error of 1/√10).
+const MIN_SAMPLES: u64 = 10;
+
 pub fn find(view: &View) -> Vec<Candidate> {
     let faults = &view.ledger.faults;
     let blocked_ns = view.class("fault");
-    let cpu_ns = (faults.minor * MINOR_FAULT_NS).min(view.class("cpu.kernel"));
+    let most_ns = (faults.minor * MINOR_FAULT_NS).min(view.class("cpu.kernel"));
+    let measured = faults.cpu_ns.filter(|_| faults.cpu_samples >= MIN_SAMPLES);
+    let cpu_ns = measured.unwrap_or(most_ns);
     let bound_ns = blocked_ns + cpu_ns;
     if bound_ns == 0 {
         return Vec::new();
@@ -24,8 +29,9 @@ pub fn find(view: &View) -> Vec<Candidate> {
     let stalls = blocked_share >= 0.5;
     let key = if stalls { "stall" } else { "minor" };
     let mut found = Candidate::new(key, bound_ns, share);
-    // Time asleep is measured, the CPU time is an estimate.
-    found.confidence = 0.85 * blocked_share + 0.5 * (1.0 - blocked_share);
+    // Time asleep is measured; so is the CPU time where enough samples fell, else it is an estimate.
+    let of_cpu = if measured.is_some() { 0.75 } else { 0.5 };
+    found.confidence = 0.85 * blocked_share + of_cpu * (1.0 - blocked_share);
     let (minor, major) = (view.per_s(faults.minor), view.per_s(faults.major));
     if stalls {
         found.subject = "page-fault stalls".to_owned();
@@ -65,7 +71,10 @@ pub fn find(view: &View) -> Vec<Candidate> {
             "ns",
             waits.count,
         ),
-        evidence("cpu_bound", view.per_s(cpu_ns) as f64, "ns/s", faults.minor),
+        match measured {
+            Some(ns) => evidence("cpu", view.per_s(ns) as f64, "ns/s", faults.cpu_samples),
+            None => evidence("cpu_bound", view.per_s(cpu_ns) as f64, "ns/s", faults.minor),
+        },
     ];
     found.stacks = top_stacks(view.sites(|class| class == "fault"));
     vec![found]
@@ -89,6 +98,7 @@ mod tests {
             minor: 0,
             major: 250,
             blocked_ns: 500_000_000,
+            ..Faults::default()
         };
         let waits = Latency {
             sum_ns: 500_000_000,
@@ -118,6 +128,21 @@ mod tests {
         assert_eq!(found[0].bound_ns, 300_000_000);
         assert_eq!(found[0].confidence, 0.5);
         assert_eq!(found[0].impact_cap, Level::Medium);
+    }
+
+    #[test]
+    fn the_cpu_time_of_faults_is_what_was_sampled_where_enough_samples_fell() {
+        let times = [("cpu.user", 200_000_000), ("cpu.kernel", 800_000_000)];
+        let mut report = report("app", vec![thread(1, &times)]);
+        report.ledger.faults = Faults {
+            minor: 100_000,
+            cpu_ns: Some(300_000_000),
+            cpu_samples: 30,
+            ..Faults::default()
+        };
+        assert_eq!(find(&View::new(&report))[0].bound_ns, 300_000_000);
+        report.ledger.faults.cpu_samples = 3;
+        assert_eq!(find(&View::new(&report))[0].bound_ns, 200_000_000);
     }
 
     #[test]

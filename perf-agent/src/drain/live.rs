@@ -1,6 +1,7 @@
 //! Makes frames from a running kernel side: seeds the target, empties the ring on a clock, and
 //! reads the maps and `/proc` at the end of each window.
 
+mod hook_cost;
 mod map_reads;
 mod proc_facts;
 mod seeding;
@@ -98,12 +99,19 @@ impl Live {
         options: &LoadOptions,
         decode: decode::Options,
         targets: &[u32],
-        start: Start,
+        mut start: Start,
     ) -> Result<Live> {
         let mut kernel = Kernel::load(options)?;
         fill_listeners(&kernel, targets)?;
         // Before the hooks: what is made from here on is new.
         let sockets_before: Vec<u64> = targets.iter().flat_map(|p| seeds::sockets_of(*p)).collect();
+        if start.syscalls == "sampled" {
+            // Refused hooks are said in `hello`; the counts are then absent, too.
+            match hook_cost::measure(&mut kernel) {
+                Ok(ns) => start.syscall_hook_ns = ns,
+                Err(e) => tracing::debug!("cost of the syscall hooks: {e:#}"),
+            }
+        }
         kernel.attach()?;
         let mut live = Live {
             kernel,
@@ -205,6 +213,7 @@ impl Live {
     /// Empties the rings. True where the data ring was so full that it should be emptied sooner next
     /// time.
     pub fn poll(&mut self) -> bool {
+        self.kernel.drain_debug_log();
         self.poll_events();
         let taken = self.poll_data();
         for connection in std::mem::take(&mut self.closed) {
@@ -217,6 +226,7 @@ impl Live {
                 tracing::debug!("telling the kernel side of a protocol: {e}");
             }
         }
+        self.stacks.let_go(monotonic_ns(), resident_bytes);
         if let Some((_, since)) = &self.stats
             && monotonic_ns() - since >= BPF_COUNTED_NS
         {

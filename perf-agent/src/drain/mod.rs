@@ -112,6 +112,9 @@ pub struct Start {
     pub interval_ns: u64,
     /// `full`, `sampled` or `off`.
     pub syscalls: String,
+    /// What the syscalls signal adds to a traced thread's call, measured; 0 for not.
+    #[serde(default)]
+    pub syscall_hook_ns: u64,
     /// Name, on, reason.
     pub signals: Vec<(String, bool, String)>,
 }

@@ -2,6 +2,7 @@
 //! programs, and gives `drain` its maps as bytes.
 
 pub mod btf;
+mod debug_log;
 pub mod host;
 mod links;
 pub mod maps;
@@ -16,7 +17,7 @@ use perf_ebpf_common::{
 };
 
 pub use self::links::PROGRAMS;
-use self::{btf::Btf, links::Links, maps::Maps};
+use self::{btf::Btf, debug_log::DebugLog, links::Links, maps::Maps};
 use crate::model::SignalState;
 
 /// The kernel side, compiled; empty where perf-agent was built without a BPF toolchain.
@@ -64,7 +65,6 @@ impl Default for LoadOptions {
 /// The loaded kernel side. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
-    btf: aya::Btf,
     links: Links,
     pub maps: Maps,
     pub ring: RingBuf<aya::maps::MapData>,
@@ -73,6 +73,7 @@ pub struct Kernel {
     /// Each signal, on or off and why.
     pub signals: Vec<SignalState>,
     pub cpus: usize,
+    debug_log: Option<DebugLog>,
 }
 
 impl Kernel {
@@ -97,8 +98,13 @@ impl Kernel {
             bail!("this kernel has no field `{field}`, without which no ledger can be kept");
         }
         let settings = settings(options, &types, &offsets)?;
+        let hooks: Vec<String> = PROGRAMS
+            .iter()
+            .map(|p| format!("btf_trace_{}", p.hook))
+            .collect();
+        let btf = aya::Btf::parse(&types.typedefs_only(&hooks), aya::Endianness::default())
+            .context("reading the kernel's type information")?;
         drop(types);
-        let btf = aya::Btf::from_sys_fs().context("reading the kernel's type information")?;
         let cpus = aya::util::nr_cpus().map_err(|(what, e)| anyhow!("{what}: {e}"))?;
         let mut ebpf = EbpfLoader::new()
             .btf(Some(&btf))
@@ -118,23 +124,26 @@ impl Kernel {
             .context("mapping the event ring")?;
         let data = RingBuf::try_from(ebpf.take_map("data").context("map data is missing")?)
             .context("mapping the data ring")?;
+        let debug_log = match options.debug {
+            true => Some(DebugLog::open(&mut ebpf)?),
+            false => None,
+        };
         let mut kernel = Kernel {
             ebpf,
-            btf,
             links: Links::default(),
             maps,
             ring,
             data,
             signals: Vec::new(),
             cpus,
+            debug_log,
         };
         let without = (options.capture_bytes == 0).then_some("sockets");
-        kernel.links.load(
-            &mut kernel.ebpf,
-            &kernel.btf,
-            without,
-            options.every_program,
-        )?;
+        kernel
+            .links
+            .load(&mut kernel.ebpf, &btf, without, options.every_program)?;
+        drop(btf);
+        give_memory_back();
         kernel.fill_tables()?;
         kernel.note_absent(&absent);
         Ok(kernel)
@@ -162,6 +171,13 @@ impl Kernel {
     /// The kernel refuses.
     pub fn set_syscalls(&mut self, on: bool) -> Result<()> {
         self.links.set_syscalls(&mut self.ebpf, on)
+    }
+
+    /// Passes on what the kernel side's debug log holds, where it is on.
+    pub fn drain_debug_log(&mut self) {
+        if let Some(log) = &mut self.debug_log {
+            log.drain();
+        }
     }
 
     /// Detaches everything; the maps stay for the last read.
@@ -240,6 +256,16 @@ impl Kernel {
                 },
             });
         }
+    }
+}
+
+/// Has the allocator return what is free: reading the kernel's types and naming stacks take tens of
+/// MB for a moment, which it would keep.
+pub fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointer and leaves live allocations alone.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -133,13 +133,15 @@ impl RawMap {
     /// # Errors
     /// An error of bpf(2) other than the end of the map.
     pub fn entries(&self) -> io::Result<Vec<u8>> {
-        const BATCH: usize = 512;
+        /// What a batch may take: one of 512 entries of `syscalls` was 1.3 MB, cleared five times a
+        /// second.
+        const BATCH_BYTES: usize = 64 << 10;
         let mut out = Vec::new();
-        let mut keys = vec![0u8; BATCH * self.key_size];
-        let mut values = vec![0u8; BATCH * self.value_size];
+        let mut batch = (BATCH_BYTES / (self.key_size + self.value_size)).clamp(16, 512);
+        let mut keys = vec![0u8; batch * self.key_size];
+        let mut values = vec![0u8; batch * self.value_size];
         let mut token = [0u8; 64];
         let mut first = true;
-        let mut batch = BATCH;
         loop {
             let mut attr = BatchAttr {
                 in_batch: if first { 0 } else { token.as_ptr() as u64 },

@@ -1,5 +1,7 @@
-//! Names the frames of stacks: blazesym (ELF, DWARF, kallsyms) as soon as a stack arrives, so that
-//! a target which exits has been symbolized already.
+//! Names the frames of stacks: blazesym (ELF, DWARF) and the kernel's own list, as soon as a stack
+//! arrives, so that a target which exits has been symbolized already.
+
+mod kallsyms;
 
 use std::{collections::HashMap, fs};
 
@@ -7,10 +9,11 @@ use blazesym::{
     Pid,
     symbolize::{
         Input, Symbolized, Symbolizer,
-        source::{Kernel, Process, Source},
+        source::{Process, Source},
     },
 };
 
+use self::kallsyms::Kallsyms;
 use crate::drain::{FrameFact, StackFact};
 
 /// Most frames remembered; past it the cache starts anew.
@@ -19,11 +22,25 @@ const MAX_CACHED: usize = 65536;
 /// Symbolizes stacks, remembering every frame.
 pub struct Stacks {
     symbolizer: Symbolizer,
-    kernel: Source<'static>,
+    /// Read at the first kernel stack.
+    kernel: Option<Kallsyms>,
     /// By process (0: the kernel) and address.
     frames: HashMap<(u32, u64), FrameFact>,
     maps: HashMap<u32, Vec<Mapping>>,
+    /// Whether `symbolizer` has read anything.
+    loaded: bool,
+    /// How often it was let go of, and until when it is kept after the last time.
+    let_go: u32,
+    keep_until_ns: u64,
 }
+
+/// Resident memory of the agent from which the symbolizer is let go of.
+const LET_GO_BYTES: u64 = 40 << 20;
+/// How often debug information is read again after that (45 ms each time for a program of 42 MB);
+/// from then on names come from symbol tables alone, without source lines.
+const MAX_DEBUG_READS: u32 = 8;
+/// How long symbol tables are kept at least once that is so.
+const KEEP_FOR_NS: u64 = 10_000_000_000;
 
 /// One line of `/proc/PID/maps`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,18 +53,20 @@ struct Mapping {
 
 impl Default for Stacks {
     fn default() -> Self {
-        let kernel = Kernel {
-            // kallsyms has every function's name; DWARF of the kernel is hundreds of MB.
-            vmlinux: blazesym::MaybeDefault::None,
-            ..Kernel::default()
-        };
         Stacks {
-            symbolizer: Symbolizer::builder().enable_inlined_fns(false).build(),
-            kernel: Source::Kernel(kernel),
+            symbolizer: symbolizer(),
+            kernel: None,
             frames: HashMap::new(),
             maps: HashMap::new(),
+            loaded: false,
+            let_go: 0,
+            keep_until_ns: 0,
         }
     }
+}
+
+fn symbolizer() -> Symbolizer {
+    Symbolizer::builder().enable_inlined_fns(false).build()
 }
 
 impl Stacks {
@@ -93,27 +112,42 @@ impl Stacks {
         self.maps.remove(&pid);
     }
 
+    /// Lets go of what was read of programs so far (debug information takes 10 to 40 MB) where the
+    /// agent has become large. The names of frames seen stay. `resident_bytes` is only asked where
+    /// it matters.
+    pub fn let_go(&mut self, now_ns: u64, resident_bytes: impl FnOnce() -> u64) {
+        if !self.loaded || now_ns < self.keep_until_ns || resident_bytes() < LET_GO_BYTES {
+            return;
+        }
+        self.symbolizer = symbolizer();
+        self.loaded = false;
+        crate::kernel::give_memory_back();
+        self.let_go += 1;
+        if self.let_go >= MAX_DEBUG_READS {
+            self.keep_until_ns = now_ns + KEEP_FOR_NS;
+        }
+    }
+
     fn look_up(&mut self, pid: u32, addresses: &[u64]) {
         if self.frames.len() + addresses.len() > MAX_CACHED {
             self.frames.clear();
         }
-        let mut found = if pid == 0 {
-            self.ask(&self.kernel, addresses)
-        } else {
-            self.ask(&Source::Process(Process::new(Pid::from(pid))), addresses)
-        };
+        if pid == 0 {
+            return self.look_up_kernel(addresses);
+        }
+        self.loaded = true;
+        let debug = self.let_go < MAX_DEBUG_READS;
+        let mut found = self.ask(&process(pid, debug), addresses);
         let left: Vec<u64> = addresses
             .iter()
             .zip(&found)
             .filter(|(_, f)| f.is_none())
             .map(|(a, _)| *a)
             .collect();
-        if pid != 0 && !left.is_empty() {
+        if debug && !left.is_empty() {
             // Debug information covers a part of most programs (their own code and not their
             // libraries'); where it has nothing the symbol table may.
-            let mut process = Process::new(Pid::from(pid));
-            process.debug_syms = false;
-            let mut again = self.ask(&Source::Process(process), &left).into_iter();
+            let mut again = self.ask(&process(pid, false), &left).into_iter();
             for frame in found.iter_mut().filter(|f| f.is_none()) {
                 *frame = again.next().flatten();
             }
@@ -121,6 +155,26 @@ impl Stacks {
         for (address, frame) in addresses.iter().zip(found) {
             let frame = frame.unwrap_or_else(|| self.unnamed(pid, *address));
             self.frames.insert((pid, *address), frame);
+        }
+    }
+
+    fn look_up_kernel(&mut self, addresses: &[u64]) {
+        let kernel = self.kernel.get_or_insert_with(|| {
+            Kallsyms::of_running_kernel().unwrap_or_else(|e| {
+                tracing::debug!("reading the kernel's symbols: {e}");
+                Kallsyms::default()
+            })
+        });
+        for address in addresses {
+            let frame = match kernel.name(*address) {
+                Some(name) => FrameFact {
+                    name: name.to_owned(),
+                    symbolized: true,
+                    ..FrameFact::default()
+                },
+                None => unnamed_address(*address),
+            };
+            self.frames.insert((0, *address), frame);
         }
     }
 
@@ -149,16 +203,26 @@ impl Stacks {
             })
         };
         let mut found = self.maps.get(&pid).and_then(|m| place(m));
-        if found.is_none() && pid != 0 {
+        if found.is_none() {
             let mappings =
                 mappings(&fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default());
             found = place(&mappings);
             self.maps.insert(pid, mappings);
         }
-        found.unwrap_or_else(|| FrameFact {
-            name: format!("{address:#x}"),
-            ..FrameFact::default()
-        })
+        found.unwrap_or_else(|| unnamed_address(address))
+    }
+}
+
+fn process(pid: u32, debug: bool) -> Source<'static> {
+    let mut process = Process::new(Pid::from(pid));
+    process.debug_syms = debug;
+    Source::Process(process)
+}
+
+fn unnamed_address(address: u64) -> FrameFact {
+    FrameFact {
+        name: format!("{address:#x}"),
+        ..FrameFact::default()
     }
 }
 
@@ -257,6 +321,37 @@ mod tests {
             (frame.name.as_str(), frame.symbolized),
             ("thing+0x4010", false)
         );
+    }
+
+    #[test]
+    fn what_was_read_is_let_go_of_when_large_and_names_stay() {
+        let mut stacks = Stacks::default();
+        let (pid, address) = (std::process::id(), known_function());
+        let named = stacks.name(1, pid, &[address]);
+        stacks.let_go(0, || LET_GO_BYTES - 1);
+        assert!(stacks.loaded);
+        stacks.let_go(0, || LET_GO_BYTES);
+        assert!(!stacks.loaded);
+        assert_eq!(stacks.name(1, pid, &[address]), named);
+        assert!(!stacks.loaded, "the name was remembered");
+    }
+
+    #[test]
+    fn debug_information_is_not_read_over_and_over() {
+        let mut stacks = Stacks::default();
+        let (pid, address) = (std::process::id(), known_function());
+        for i in 0..MAX_DEBUG_READS {
+            let stack = stacks.name(1, pid, &[address + u64::from(i)]);
+            assert!(stack.frames[0].source.is_some(), "{i}: {stack:?}");
+            stacks.let_go(0, || LET_GO_BYTES);
+        }
+        let later = stacks.name(1, pid, &[address + u64::from(MAX_DEBUG_READS)]);
+        assert!(later.frames[0].name.contains("known_function"), "{later:?}");
+        assert_eq!(later.frames[0].source, None);
+        for (now_ns, loaded) in [(KEEP_FOR_NS - 1, true), (KEEP_FOR_NS, false)] {
+            stacks.let_go(now_ns, || LET_GO_BYTES);
+            assert_eq!(stacks.loaded, loaded, "{now_ns}");
+        }
     }
 
     #[test]

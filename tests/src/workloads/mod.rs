@@ -9,6 +9,7 @@ pub mod cpu;
 pub mod errors;
 pub mod faults;
 pub mod forker;
+pub mod fresh_pages;
 pub mod fsyncs;
 pub mod gate;
 pub mod lockfight;
@@ -37,6 +38,7 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("errors", errors::run),
     ("faults", faults::run),
     ("forker", forker::run),
+    ("fresh-pages", fresh_pages::run),
     ("fsyncs", fsyncs::run),
     ("lockfight", lockfight::run),
     ("migrate", migrate::run),

@@ -68,7 +68,7 @@ impl Live {
 }
 
 /// The account of a thread that is there already.
-fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> ThreadState {
+pub(super) fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> ThreadState {
     ThreadState {
         seq: 0,
         since_ns: now_ns,

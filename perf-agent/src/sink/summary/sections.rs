@@ -1,6 +1,7 @@
 //! The parts of a process's section.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use super::state::{LatencySum, ProcessSum, State, SyscallSum, busy_ns, is_idle};
 use super::text::{Align, Span, Style, Table, Text, plain};
@@ -246,23 +247,44 @@ fn stack(site: &Site) -> Option<String> {
     (!names.is_empty()).then(|| names.join(" ← "))
 }
 
+/// Class, system call and what was waited for.
+fn place(site: &Site) -> String {
+    let parts = [site.syscall.clone(), site.detail.as_ref().map(detail)];
+    let parts = std::iter::once(site.class.clone()).chain(parts.into_iter().flatten());
+    parts.collect::<Vec<String>>().join(" ")
+}
+
+/// Places by what is shown of them, the largest first: those that differ in a stack which is not
+/// shown (the kernel's of a wait, a caller further out) would be so many rows that read the same.
+fn shown_sites(process: &ProcessSum) -> Vec<(String, Option<String>, Site)> {
+    let mut rows: BTreeMap<(String, Option<String>), Site> = BTreeMap::new();
+    let sites = process.sites.values().filter(|site| !is_idle(&site.class));
+    for site in sites.filter(|site| site.sum_ns > 0) {
+        let row = rows.entry((place(site), stack(site)));
+        row.and_modify(|sum| {
+            sum.count += site.count;
+            sum.sum_ns += site.sum_ns;
+            sum.max_ns = sum.max_ns.max(site.max_ns);
+        })
+        .or_insert_with(|| site.clone());
+    }
+    let rows = rows
+        .into_iter()
+        .map(|((what, stack), site)| (what, stack, site));
+    let mut rows: Vec<_> = rows.collect();
+    rows.sort_by_key(|(_, _, site)| Reverse(site.sum_ns));
+    rows.truncate(SITES);
+    rows
+}
+
 pub fn sites(text: &mut Text, process: &ProcessSum) {
-    let sites = process.sites.values();
-    let mut sites: Vec<&Site> = sites.filter(|site| !is_idle(&site.class)).collect();
-    sites.retain(|site| site.sum_ns > 0);
-    sites.sort_by_key(|site| Reverse(site.sum_ns));
-    if sites.is_empty() {
+    let rows = shown_sites(process);
+    if rows.is_empty() {
         return;
     }
     text.heading("Hottest places", "share of thread time");
-    for site in sites.into_iter().take(SITES) {
+    for (what, stack, site) in rows {
         let share = units::percent(site.sum_ns, process.lifetime_ns);
-        let mut what = site.class.clone();
-        let parts = [site.syscall.clone(), site.detail.as_ref().map(detail)];
-        for part in parts.into_iter().flatten() {
-            what.push(' ');
-            what.push_str(&part);
-        }
         let count = match site.class.starts_with("cpu.") {
             true => format!("{} samples", units::count(site.count)),
             false => format!(
@@ -275,7 +297,7 @@ pub fn sites(text: &mut Text, process: &ProcessSum) {
             plain(format!("    {share:>6}  {what}  ")),
             (Style::Dim, count),
         ]);
-        if let Some(stack) = stack(site) {
+        if let Some(stack) = stack {
             text.line([(Style::Dim, format!("            {stack}"))]);
         }
     }
@@ -408,13 +430,21 @@ pub fn facts(text: &mut Text, process: &ProcessSum, wall_ns: u64) {
     let faults = &process.faults;
     let mut lines = Vec::new();
     if faults.minor + faults.major > 0 {
-        lines.push(format!(
+        let mut line = format!(
             "page faults: {} minor ({}/s), {} major, asleep in them {}",
             units::count(faults.minor),
             per_s(faults.minor),
             units::count(faults.major),
             units::duration(faults.blocked_ns),
-        ));
+        );
+        if let Some(cpu_ns) = faults.cpu_ns.filter(|_| faults.cpu_samples > 0) {
+            line.push_str(&format!(
+                ", on the CPU in them {} ({} samples)",
+                units::duration(cpu_ns),
+                units::count(faults.cpu_samples)
+            ));
+        }
+        lines.push(line);
     }
     if let Some(throttled) = process.throttled.as_ref().filter(|t| t.periods > 0) {
         lines.push(format!(

@@ -176,6 +176,10 @@ impl ProcessSum {
         self.faults.minor += ledger.faults.minor;
         self.faults.major += ledger.faults.major;
         self.faults.blocked_ns += ledger.faults.blocked_ns;
+        self.faults.cpu_samples += ledger.faults.cpu_samples;
+        if let Some(cpu_ns) = ledger.faults.cpu_ns {
+            *self.faults.cpu_ns.get_or_insert_default() += cpu_ns;
+        }
         for io in &ledger.block_io {
             let key = (io.device.clone(), io.operation.clone());
             let (bytes, latency) = self.block_io.entry(key).or_default();
