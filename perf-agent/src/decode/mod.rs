@@ -11,6 +11,7 @@
 pub mod framing;
 pub mod output;
 pub mod outstanding;
+pub mod postgresql;
 pub mod shapes;
 pub mod sql;
 #[cfg(test)]
@@ -110,4 +111,8 @@ pub struct Entry {
 }
 
 /// Every protocol, the surest to recognise first.
-pub const PROTOCOLS: &[Entry] = &[];
+pub const PROTOCOLS: &[Entry] = &[Entry {
+    protocol: Protocol::Postgresql,
+    detect: postgresql::detect,
+    decoder: postgresql::decoder,
+}];
