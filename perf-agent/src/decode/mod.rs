@@ -20,6 +20,7 @@ pub mod output;
 pub mod outstanding;
 mod redis;
 pub mod seek;
+pub mod postgresql;
 pub mod shapes;
 pub mod sql;
 pub mod statements;
@@ -123,6 +124,11 @@ pub struct Entry {
 
 /// Every protocol, the surest to recognise first.
 pub const PROTOCOLS: &[Entry] = &[
+    Entry {
+        protocol: Protocol::Postgresql,
+        detect: postgresql::detect,
+        decoder: postgresql::decoder,
+    },
     Entry {
         protocol: Protocol::Mongodb,
         detect: mongodb::detect,
