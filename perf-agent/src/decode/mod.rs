@@ -10,14 +10,18 @@
 
 pub mod framing;
 pub mod keys;
+mod lexer;
+mod memcached;
 pub mod output;
 pub mod outstanding;
 mod redis;
+pub mod sync;
 #[cfg(test)]
 mod testing;
 
 pub use output::{Anomaly, Exchange, Options, Output, TextId, Transaction};
 pub use outstanding::{Outcome, Outstanding};
+pub use sync::Sync;
 
 /// Which way bytes flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,4 +108,4 @@ pub struct Entry {
 }
 
 /// Every protocol, the surest to recognise first.
-pub const PROTOCOLS: &[Entry] = &[redis::ENTRY];
+pub const PROTOCOLS: &[Entry] = &[redis::ENTRY, memcached::ENTRY];
