@@ -88,6 +88,11 @@ impl Frames {
         (self.passed > 0).then_some(self.first_ns)
     }
 
+    /// Bytes of the open message that passed, those in gaps too; 0 at a boundary.
+    pub fn passed(&self) -> u64 {
+        self.passed
+    }
+
     /// The kept beginning of the message that is still open, empty if none is.
     pub fn open_bytes(&self) -> &[u8] {
         &self.kept

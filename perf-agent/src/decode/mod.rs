@@ -24,12 +24,16 @@ pub mod postgresql;
 pub mod shapes;
 pub mod sql;
 pub mod statements;
+mod lexer;
+mod memcached;
+pub mod sync;
 #[cfg(test)]
 mod testing;
 pub mod tls;
 
 pub use output::{Anomaly, Exchange, Options, Output, TextId, Transaction};
 pub use outstanding::{Outcome, Outstanding};
+pub use sync::Sync;
 
 /// Which way bytes flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,4 +144,5 @@ pub const PROTOCOLS: &[Entry] = &[
         decoder: kafka::decoder,
     },
     redis::ENTRY,
+    memcached::ENTRY,
 ];

@@ -133,6 +133,11 @@ impl<T> Outstanding<T> {
         self.queue.front_mut().map(|w| &mut w.kind)
     }
 
+    /// The place in the queue of the first request that is `it`.
+    pub fn position(&self, mut it: impl FnMut(&T) -> bool) -> Option<usize> {
+        self.queue.iter().position(|waiting| it(&waiting.kind))
+    }
+
     pub fn len(&self) -> usize {
         self.queue.len()
     }
@@ -160,13 +165,11 @@ impl<T> Outstanding<T> {
 
     /// As [`Outstanding::answer`], for an exchange whose outcome is told later.
     pub fn ended(&mut self, at_ns: u64, outcome: Outcome, output: &mut Output) -> Option<Exchange> {
-        if let Some(blind) = &mut self.blind {
-            (blind.answered, blind.last_ns) = (true, at_ns);
-        }
         let Some(waiting) = self.queue.pop_front() else {
-            output.anomaly(Anomaly::Orphan, 1);
+            self.orphan(at_ns, output);
             return None;
         };
+        self.passed(at_ns);
         if self.queue.is_empty() && self.queue.capacity() > KEPT_CAPACITY {
             self.queue.shrink_to(KEPT_CAPACITY / 4);
         }
@@ -182,6 +185,18 @@ impl<T> Outstanding<T> {
         };
         self.free_ns = at_ns;
         Some(exchange)
+    }
+
+    /// An answer that ended at `at_ns` is to no request in the queue.
+    pub fn orphan(&mut self, at_ns: u64, output: &mut Output) {
+        output.anomaly(Anomaly::Orphan, 1);
+        self.passed(at_ns);
+    }
+
+    fn passed(&mut self, at_ns: u64) {
+        if let Some(blind) = &mut self.blind {
+            (blind.answered, blind.last_ns) = (true, at_ns);
+        }
     }
 
     /// Lets the next request go without an answer to it.

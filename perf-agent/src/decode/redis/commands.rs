@@ -118,7 +118,8 @@ const KEYS: &[(Key, &str)] = &[
 
 /// Lookups whose answer tells hit from miss. For those of a field or an element (`HGET`, `LINDEX`,
 /// `ZSCORE`, a range), a key that is there without it is a hit for the server and a miss here; the
-/// answer does not tell the two apart. Sets that are combined, `SORT`, scans, writes and scripts
+/// answer does not tell the two apart. The same goes for a key of another type in `MGET`, and one
+/// in other commands, whose answer is an error, is neither here. Sets that are combined, `SORT`, scans, writes and scripts
 /// are not counted, though the server may count lookups of theirs.
 const LOOKUPS: &[(Lookup, &str)] = &[
     (

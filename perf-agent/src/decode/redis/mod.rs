@@ -13,7 +13,7 @@
 //! - A blocking command's wait is part of its latency.
 //! - A replication link is recognised and not decoded.
 //!
-//! Memory of a connection: at most [`lexer::KEEP`] × 2 bytes for each direction and what is really
+//! Memory of a connection: at most 2 × [`lexer::KEEP`] bytes for each direction and what is really
 //! outstanding: requests in flight ([`Outstanding`]) and at most [`MAX_QUEUED`] commands of an open
 //! transaction.
 //!
@@ -21,7 +21,6 @@
 //! comes in pieces without reading it again.
 
 mod commands;
-mod lexer;
 mod meaning;
 mod replies;
 mod requests;
@@ -37,9 +36,11 @@ use self::{
     replies::{Facts, Replies},
     requests::{ReplyMode, Request, Requests},
 };
+#[cfg(any(test, doc))]
+use super::lexer;
 use super::{
     Anomaly, Decoder, Direction, Entry, Exchange, Joined, Outcome, Output, Outstanding, Protocol,
-    Verdict,
+    Sync, Verdict, sync::Piece,
 };
 
 pub const ENTRY: Entry = Entry {
@@ -90,14 +91,7 @@ struct Redis {
     replies: Replies,
     outstanding: Outstanding<Asked>,
     reply_mode: ReplyMode,
-    /// Boundaries are not known, of the requests and of the answers.
-    lost: [bool; 2],
-    /// Nothing of a direction was seen, and its first bytes may be in the middle of a message.
-    fresh: [bool; 2],
-    /// Bytes of the open messages.
-    open: [usize; 2],
-    /// The only answer that was outstanding went on past a gap; its last bytes passed at this time.
-    torn_ns: Option<u64>,
+    sync: Sync,
     /// Commands of the open transaction.
     queued: VecDeque<(Exchange, Asked)>,
     /// Of those, what was past [`MAX_QUEUED`] and told without an outcome.
@@ -115,10 +109,7 @@ impl Redis {
             replies: Replies::default(),
             outstanding: Outstanding::default(),
             reply_mode: ReplyMode::On,
-            lost: [false; 2],
-            fresh: [joined == Joined::Late; 2],
-            open: [0; 2],
-            torn_ns: None,
+            sync: Sync::new(joined),
             queued: VecDeque::new(),
             told: 0,
             subscriptions: Subscriptions::default(),
@@ -133,23 +124,10 @@ impl Redis {
         self.requests.held() + self.replies.held()
     }
 
-    /// Message boundaries of a direction are gone, and with them who is answered.
-    fn lose(&mut self, direction: Direction, at_ns: u64, output: &mut Output) {
-        self.lost[direction as usize] = true;
-        let open = std::mem::take(&mut self.open[direction as usize]);
-        match direction {
-            Direction::Request => self.outstanding.requests_lost(),
-            Direction::Response => {
-                let alone = self.outstanding.len() == 1 && self.outstanding.waits_for_answers();
-                if alone && !self.replies.between() && self.queued.is_empty() {
-                    output.decoded(direction, open);
-                    self.torn_ns = Some(at_ns);
-                } else {
-                    self.outstanding.answers_lost(output);
-                }
-                self.give_up_queued(output);
-            }
-        }
+    fn malformed(&mut self, direction: Direction, at_ns: u64, output: &mut Output) {
+        self.sync
+            .malformed(direction, at_ns, &mut self.outstanding, output);
+        self.give_up_queued(output);
     }
 
     fn give_up_queued(&mut self, output: &mut Output) {
@@ -157,73 +135,11 @@ impl Redis {
         self.forget_queued();
     }
 
-    /// A client that waits for answers has them all when it asks again.
-    fn turn(&mut self, output: &mut Output) {
-        if !self.lost[Direction::Response as usize] || !self.outstanding.waits_for_answers() {
-            return;
-        }
-        if let Some(at_ns) = self.torn_ns.take() {
-            self.outstanding.answer(at_ns, Outcome::default(), output);
-        }
-        if self.outstanding.is_empty() {
-            self.found(Direction::Response, output);
-            self.outstanding.idle();
-        }
-    }
-
-    fn found(&mut self, direction: Direction, output: &mut Output) {
-        match direction {
-            Direction::Request => self.requests.reset(),
-            Direction::Response => self.replies.reset(),
-        }
-        self.lost[direction as usize] = false;
-        output.anomaly(Anomaly::Resynced, 1);
-    }
-
-    /// Whether boundaries are known at the start of this piece, or where in it they are again.
-    fn boundary(
-        &mut self,
-        direction: Direction,
-        at_ns: u64,
-        bytes: &[u8],
-        output: &mut Output,
-    ) -> Option<usize> {
-        let way = direction as usize;
-        if std::mem::take(&mut self.fresh[way]) {
-            let fits = match direction {
-                Direction::Request => requests::plausible(bytes).unwrap_or(true),
-                Direction::Response => replies::plausible(bytes).unwrap_or(true),
-            };
-            let typed = direction == Direction::Request && inline(bytes) >= Verdict::Unsure;
-            if !fits && !typed {
-                self.lose(direction, at_ns, output);
-            }
-        }
-        if !self.lost[way] {
-            return Some(0);
-        }
-        if self.torn_ns.is_some() && direction == Direction::Response {
-            self.torn_ns = Some(at_ns);
-            return None;
-        }
-        let at = match direction {
-            Direction::Request => next_request(bytes)?,
-            Direction::Response => (replies::plausible(bytes) == Some(true)).then_some(0)?,
-        };
-        self.found(direction, output);
-        Some(at)
-    }
-
-    fn malformed(&mut self, direction: Direction, at_ns: u64, output: &mut Output) {
-        output.anomaly(Anomaly::Malformed, 1);
-        self.lose(direction, at_ns, output);
-    }
-
     fn request_bytes(&mut self, at_ns: u64, mut rest: &[u8], output: &mut Output) {
         while !self.stopped {
             let before = rest.len();
             let step = self.requests.next(at_ns, &mut rest, output);
-            self.open[0] += before - rest.len();
+            self.sync.read(Direction::Request, before - rest.len());
             match step {
                 None => return,
                 Some(requests::Step::Malformed) => {
@@ -232,7 +148,7 @@ impl Redis {
                 Some(requests::Step::Nothing) => {}
                 Some(requests::Step::Request(request)) => self.asked(request, at_ns, output),
             }
-            output.decoded(Direction::Request, std::mem::take(&mut self.open[0]));
+            self.sync.message(Direction::Request, output);
         }
     }
 
@@ -292,7 +208,7 @@ impl Redis {
             let next = self.outstanding.next();
             let elements = next.is_some_and(|asked| asked.effect == Effect::Exec);
             let step = self.replies.next(at_ns, &mut rest, elements, output);
-            self.open[1] += before - rest.len();
+            self.sync.read(Direction::Response, before - rest.len());
             match step {
                 None => return,
                 Some(replies::Step::Malformed) => {
@@ -316,7 +232,7 @@ impl Redis {
                     first_ns, facts, ..
                 }) => self.replied(first_ns, at_ns, &facts, output),
             }
-            output.decoded(Direction::Response, std::mem::take(&mut self.open[1]));
+            self.sync.message(Direction::Response, output);
         }
     }
 
@@ -437,11 +353,27 @@ impl Decoder for Redis {
         if self.stopped || bytes.is_empty() {
             return;
         }
-        if direction == Direction::Request {
-            self.turn(output);
-        }
-        let Some(at) = self.boundary(direction, at_ns, bytes, output) else {
-            return;
+        let fits = || match direction {
+            Direction::Request => {
+                requests::plausible(bytes) != Some(false) || inline(bytes) > Verdict::No
+            }
+            Direction::Response => replies::plausible(bytes) != Some(false),
+        };
+        let boundary = || match direction {
+            Direction::Request => next_request(bytes),
+            Direction::Response => (replies::plausible(bytes) == Some(true)).then_some(0),
+        };
+        let (outstanding, at) = (&mut self.outstanding, (direction, at_ns));
+        let at = match self.sync.piece(at, outstanding, output, fits, boundary) {
+            Piece::On => 0,
+            Piece::Skip => return,
+            Piece::Anew(at) => {
+                match direction {
+                    Direction::Request => self.requests.reset(),
+                    Direction::Response => self.replies.reset(),
+                }
+                at
+            }
         };
         match direction {
             Direction::Request => self.request_bytes(at_ns, &bytes[at..], output),
@@ -450,28 +382,18 @@ impl Decoder for Redis {
     }
 
     fn gap(&mut self, direction: Direction, at_ns: u64, count: u64, output: &mut Output) {
-        let way = direction as usize;
-        if self.stopped || count == 0 {
-            return;
-        }
-        let fresh = std::mem::take(&mut self.fresh[way]);
-        if self.lost[way] {
-            if let Some(torn_ns) = &mut self.torn_ns
-                && direction == Direction::Response
-            {
-                *torn_ns = at_ns;
-            }
+        let outstanding = &mut self.outstanding;
+        if self.stopped || count == 0 || !self.sync.gap(direction, at_ns, outstanding, output) {
             return;
         }
         match direction {
-            _ if fresh => {}
             // What ends with the gap is closed by the call without bytes.
             Direction::Request if self.requests.gap(count) => {
                 return self.request_bytes(at_ns, &[], output);
             }
             Direction::Request => {
                 if let Some(request) = self.requests.cut(output) {
-                    output.decoded(direction, self.open[way]);
+                    self.sync.message(direction, output);
                     self.asked(request, at_ns, output);
                 }
             }
@@ -480,7 +402,10 @@ impl Decoder for Redis {
             }
             Direction::Response => {}
         }
-        self.lose(direction, at_ns, output);
+        let begun = !self.replies.between() && self.queued.is_empty();
+        self.sync
+            .lose(direction, at_ns, begun, &mut self.outstanding, output);
+        self.give_up_queued(output);
     }
 
     fn end(&mut self, output: &mut Output) {

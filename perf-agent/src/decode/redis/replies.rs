@@ -4,8 +4,8 @@
 //! ends, so that a peer's claims cost no memory.
 
 use super::{
+    super::lexer::{Item, Lexer, count},
     super::{Output, TextId},
-    lexer::{Item, Lexer, count},
 };
 
 /// What is known of a reply, or of one element of `EXEC`'s.

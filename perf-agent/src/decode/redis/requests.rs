@@ -1,9 +1,9 @@
 //! Commands out of the stream of a client.
 
 use super::{
+    super::lexer::{Item, Lexer, count},
     super::{Output, TextId, keys},
     commands::{Command, Effect, Key, Lookup, command, subcommand},
-    lexer::{Item, Lexer, count},
 };
 
 /// Tells Redis's shapes from other protocols' in [`Output::shape`].

@@ -3,14 +3,14 @@
 
 use memchr::memchr;
 
-/// Most bytes of a line or body that are kept when it comes in pieces, and that are handed on. Keys
-/// are looked at for no longer.
+/// Most bytes of a line or body that are handed on, and kept when it comes in pieces, if nothing else
+/// is asked for. Keys are looked at for no longer.
 pub const KEEP: usize = 256;
 
 /// Longest line; servers refuse longer ones.
 const MAX_LINE: usize = 64 << 10;
 
-/// What passed whole. Of either kind at most the first [`KEEP`] bytes are handed on.
+/// What passed whole. Of either kind at most the beginning is handed on.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Item<'a> {
     /// Without its end (LF or CR LF).
@@ -22,8 +22,8 @@ pub enum Item<'a> {
 }
 
 /// One direction's lines and bodies.
-#[derive(Default)]
 pub struct Lexer {
+    keep: usize,
     /// The beginning of an item that came in pieces.
     kept: Vec<u8>,
     /// `kept` was handed on.
@@ -39,7 +39,27 @@ pub struct Lexer {
     line: usize,
 }
 
+impl Default for Lexer {
+    fn default() -> Lexer {
+        Lexer::keeping(KEEP)
+    }
+}
+
 impl Lexer {
+    /// Hands on at most `keep` bytes of a line or body.
+    pub fn keeping(keep: usize) -> Lexer {
+        Lexer {
+            keep,
+            kept: Vec::new(),
+            used: false,
+            open: false,
+            left: 0,
+            body: false,
+            holed: false,
+            line: 0,
+        }
+    }
+
     /// Whether the stream stands between items.
     pub fn between(&self) -> bool {
         !self.open && !self.body
@@ -86,7 +106,7 @@ impl Lexer {
             return Some(Item::Broken);
         }
         if !self.open {
-            return Some(Item::Line(without_cr(&bytes[..end.min(KEEP)])));
+            return Some(Item::Line(without_cr(&bytes[..end.min(self.keep)])));
         }
         self.keep(&bytes[..end]);
         (self.used, self.open, self.line) = (true, false, 0);
@@ -100,7 +120,7 @@ impl Lexer {
             (*rest, self.body) = (after, false);
             let (body, end) = body.split_at(body.len() - 2);
             return Some(if end == b"\r\n" {
-                Item::Body(&body[..body.len().min(KEEP)])
+                Item::Body(&body[..body.len().min(self.keep)])
             } else {
                 Item::Broken
             });
@@ -130,7 +150,7 @@ impl Lexer {
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        let room = KEEP.saturating_sub(self.kept.len());
+        let room = self.keep.saturating_sub(self.kept.len());
         self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
     }
 
