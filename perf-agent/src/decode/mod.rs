@@ -10,11 +10,13 @@
 
 pub mod correlated;
 pub mod framing;
+pub mod http2;
 pub mod kafka;
 pub mod lane;
 pub mod mongodb;
 pub mod output;
 pub mod outstanding;
+mod route;
 pub mod seek;
 #[cfg(test)]
 mod testing;
@@ -108,6 +110,11 @@ pub struct Entry {
 
 /// Every protocol, the surest to recognise first.
 pub const PROTOCOLS: &[Entry] = &[
+    Entry {
+        protocol: Protocol::Http2,
+        detect: http2::detect,
+        decoder: http2::decoder,
+    },
     Entry {
         protocol: Protocol::Mongodb,
         detect: mongodb::detect,
