@@ -127,6 +127,11 @@ impl<T> Correlated<T> {
         self.answers_lost = true;
     }
 
+    /// Notes something of every request in flight.
+    pub fn each(&mut self, note: impl FnMut(&mut Waiting<T>)) {
+        self.waiting.values_mut().for_each(note);
+    }
+
     /// Lets go of the requests for which `keep` is false, as unanswered.
     pub fn retain(&mut self, keep: impl Fn(u32, &Waiting<T>) -> bool, output: &mut Output) {
         let before = self.waiting.len();

@@ -8,6 +8,8 @@ pub enum Length {
     Short,
     /// The whole message, header and body.
     Whole(u64),
+    /// As `Whole`, and no more than the header is to be kept of it if it comes in pieces.
+    Skim(u64),
     /// This is no header.
     Invalid,
 }
@@ -38,7 +40,7 @@ pub struct Frames {
     /// Bytes of it that passed unseen.
     unseen: u64,
     first_ns: u64,
-    /// A part of the open message was in a gap: `kept` must not grow past it.
+    /// A part of the open message was in a gap, or is not to be kept: `kept` must not grow past it.
     holed: bool,
     /// Message boundaries are not known.
     lost: bool,
@@ -126,7 +128,7 @@ impl Frames {
             if self.passed == 0 {
                 // The usual case: a whole message in one piece is not copied.
                 match length_of(rest) {
-                    Length::Whole(n) if n <= rest.len() as u64 && n > 0 => {
+                    Length::Whole(n) | Length::Skim(n) if n <= rest.len() as u64 && n > 0 => {
                         at += n as usize;
                         let whole = Message {
                             bytes: &rest[..n as usize],
@@ -140,12 +142,13 @@ impl Frames {
                         }
                         continue;
                     }
-                    Length::Whole(0) | Length::Invalid => {
+                    Length::Whole(0) | Length::Skim(0) | Length::Invalid => {
                         self.lost = true;
                         return at;
                     }
                     Length::Whole(n) => self.length = n,
-                    Length::Short => {}
+                    // The header's end is found byte by byte.
+                    Length::Skim(_) | Length::Short => {}
                 }
                 self.first_ns = at_ns;
             }
@@ -168,6 +171,11 @@ impl Frames {
                     Length::Short if self.kept.len() < self.keep => {}
                     Length::Whole(n) if n >= self.passed => {
                         self.length = n;
+                        return i + 1;
+                    }
+                    Length::Skim(n) if n >= self.passed => {
+                        self.length = n;
+                        self.holed = true;
                         return i + 1;
                     }
                     _ => {

@@ -12,6 +12,7 @@ pub mod connections;
 pub mod conversation;
 pub mod correlated;
 pub mod framing;
+pub mod http2;
 pub mod kafka;
 pub mod keys;
 pub mod lane;
@@ -19,6 +20,7 @@ pub mod mongodb;
 pub mod output;
 pub mod outstanding;
 mod redis;
+mod route;
 pub mod seek;
 pub mod postgresql;
 pub mod shapes;
@@ -137,6 +139,11 @@ pub const PROTOCOLS: &[Entry] = &[
         protocol: Protocol::Mongodb,
         detect: mongodb::detect,
         decoder: mongodb::decoder,
+    },
+    Entry {
+        protocol: Protocol::Http2,
+        detect: http2::detect,
+        decoder: http2::decoder,
     },
     Entry {
         protocol: Protocol::Kafka,
