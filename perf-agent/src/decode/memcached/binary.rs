@@ -135,7 +135,7 @@ pub fn detect(direction: Direction, bytes: &[u8]) -> Verdict {
         Length::Invalid => Verdict::No,
         Length::Short => Verdict::Unsure,
         Length::Whole(_) if name(bytes[1]).is_some() => Verdict::Yes,
-        Length::Whole(_) => Verdict::Maybe,
+        Length::Whole(_) | Length::Skim(_) => Verdict::Maybe,
     }
 }
 
