@@ -1,5 +1,6 @@
 //! Real servers with real load, on loopback ports and directories of their own.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::chown;
@@ -107,6 +108,68 @@ pub fn redis() -> (Running, u16) {
     (server, port)
 }
 
+/// `redis-benchmark` with so many commands of a kind, to its end, with `SET` and `GET` in pipelines of
+/// `depth`. Its keys are of one pattern.
+pub fn redis_benchmark(port: u16, commands: u32, depth: u32) -> Command {
+    let mut command = Command::new("redis-benchmark");
+    command
+        .args(["-p", &port.to_string(), "-c", "16", "-r", "1000"])
+        .args(["-P", &depth.to_string(), "-n", &commands.to_string()])
+        .args(["-t", "set,get", "-q"])
+        .stdout(Stdio::null());
+    command
+}
+
+/// The server's own count of calls by command (`INFO commandstats`), and its keyspace hits and misses.
+pub fn redis_counts(port: u16) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for line in redis_info(port).lines() {
+        let line = line.trim();
+        if let Some(rest) = line.strip_prefix("cmdstat_")
+            && let Some((name, rest)) = rest.split_once(":calls=")
+        {
+            let calls = rest.split(',').next().and_then(|n| n.parse().ok());
+            counts.insert(name.to_owned(), calls.unwrap_or(0));
+        }
+        if let Some((name, value)) = line.split_once(':')
+            && name.starts_with("keyspace_")
+        {
+            counts.insert(name.to_owned(), value.parse().unwrap_or(0));
+        }
+    }
+    counts
+}
+
+fn redis_info(port: u16) -> String {
+    let mut command = Command::new("redis-cli");
+    command.args(["-p", &port.to_string(), "INFO", "everything"]);
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A memcached server, and its port.
+pub fn memcached() -> (Running, u16) {
+    let port = free_port();
+    let mut command = Command::new("memcached");
+    command.args(["-l", "127.0.0.1", "-u", "root", "-p", &port.to_string()]);
+    let server = spawn(command, "memcached", None);
+    until("memcached", || {
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    (server, port)
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// Where it fails.
+pub fn to_end(mut command: Command) {
+    must(&mut command);
+}
+
 const REDIS_CONNECTIONS: usize = 20;
 
 /// `SET` by 20 connections, until dropped. They are there when this returns.
@@ -183,7 +246,46 @@ impl Postgres {
         postgres
     }
 
-    fn pgbench(&self) -> Command {
+    /// pgbench's own log of a run: latency of every transaction, in microseconds.
+    ///
+    /// # Panics
+    /// Where it cannot be read.
+    pub fn latencies_us(&self, prefix: &str) -> Vec<u64> {
+        let files = std::fs::read_dir(&self.sockets).unwrap_or_else(|e| panic!("{e}"));
+        let logs = files.flatten().filter(|f| {
+            let name = f.file_name();
+            name.to_string_lossy().starts_with(prefix)
+        });
+        logs.flat_map(|log| {
+            let text = read(log.path());
+            let latency = |line: &str| line.split(' ').nth(2)?.parse().ok();
+            text.lines().filter_map(latency).collect::<Vec<u64>>()
+        })
+        .collect()
+    }
+
+    /// `clients` connections that make `transactions` each of `script` in a protocol mode, with a log.
+    pub fn transactions(
+        &self,
+        mode: &str,
+        script: &str,
+        (clients, transactions): (u32, u32),
+        log: &str,
+    ) -> Command {
+        let file = self.sockets.join(format!("{log}.sql"));
+        std::fs::write(&file, script).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let mut command = self.pgbench();
+        command
+            .args(["-n", "-M", mode, "-c", &clients.to_string()])
+            .args(["-t", &transactions.to_string(), "-l", "--log-prefix", log])
+            .arg("-f")
+            .arg(file)
+            .arg("postgres")
+            .stdout(Stdio::null());
+        command
+    }
+
+    pub fn pgbench(&self) -> Command {
         let mut command = Command::new(self.binaries.join("pgbench"));
         command
             .args(["-p", PORT, "-U", "postgres", "-h"])

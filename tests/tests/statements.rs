@@ -1,0 +1,243 @@
+//! Statements on real connections, against the servers' and the clients' own counts.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+use perf_agent_tests::agent::{Agent, Run};
+use perf_agent_tests::servers::{self, Postgres};
+use perf_agent_tests::{PATIENCE, alone};
+use serde_json::Value;
+
+/// Rows of the `statements` lines of a role.
+fn rows(run: &Run, role: &str) -> Vec<Value> {
+    let lines = run.of_type("statements");
+    let rows = lines.flat_map(|line| line["statements"].as_array().unwrap().clone());
+    rows.filter(|row| row["role"] == role).collect()
+}
+
+/// Counts by the first word of the statement.
+fn counts(rows: &[Value]) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for row in rows {
+        let text = row["text"].as_str().unwrap();
+        let word = text.split(' ').next().unwrap_or_default().to_lowercase();
+        *counts.entry(word).or_default() += row["count"].as_u64().unwrap();
+    }
+    counts
+}
+
+fn sum(rows: &[Value], field: &str) -> u64 {
+    rows.iter().map(|row| row[field].as_u64().unwrap()).sum()
+}
+
+fn anomalies(run: &Run) -> BTreeMap<String, u64> {
+    let mut all = BTreeMap::new();
+    for line in run.of_type("coverage") {
+        for (what, n) in line["sockets"]["anomalies"].as_object().unwrap() {
+            *all.entry(what.clone()).or_default() += n.as_u64().unwrap();
+        }
+    }
+    all
+}
+
+/// Nothing unread: every socket byte seen was decoded, and nothing was lost or left over.
+fn read_everything(run: &Run) {
+    run.lost_nothing();
+    assert_eq!(anomalies(run), BTreeMap::new(), "{}", run.text);
+    let (seen, decoded) = (
+        run.sum("coverage", "/bytes_seen"),
+        run.sum("coverage", "/bytes_decoded"),
+    );
+    assert!(seen > 0, "no socket bytes: {}", run.text);
+    assert_eq!(decoded, seen, "{}", run.text);
+}
+
+/// Traces a process while a command runs to its end.
+fn trace_during(pid: u32, command: Command) -> Run {
+    let agent = Agent::start(["trace", "-p", &pid.to_string()]);
+    agent.attached();
+    servers::to_end(command);
+    agent.interrupt();
+    agent.finish(PATIENCE)
+}
+
+/// Traces a command from its first instruction, in one window.
+fn trace_command(command: &Command) -> Run {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let arguments = command.get_args().map(|a| a.to_string_lossy().into_owned());
+    let mut words: Vec<String> = ["trace", "--interval", "100s", "--"]
+        .map(str::to_owned)
+        .to_vec();
+    words.push(program);
+    words.extend(arguments);
+    let mut agent = Command::new(perf_agent_tests::agent::binary());
+    agent.args(&words);
+    if let Some(directory) = command.get_current_dir() {
+        agent.current_dir(directory);
+    }
+    Agent::start_command(agent, words).finish(4 * PATIENCE)
+}
+
+#[test]
+fn redis_commands_are_counted_as_the_server_counts_them() {
+    let _alone = alone();
+    let (server, port) = servers::redis();
+    for depth in [1, 16, 100] {
+        let before = servers::redis_counts(port);
+        let run = trace_during(server.pid(), servers::redis_benchmark(port, 20_000, depth));
+        let after = servers::redis_counts(port);
+        let own = |name: &str| {
+            after.get(name).copied().unwrap_or(0) - before.get(name).copied().unwrap_or(0)
+        };
+        run.ended_well("interrupt");
+        read_everything(&run);
+        let rows = rows(&run, "server");
+        let counts = counts(&rows);
+        for name in ["set", "get"] {
+            assert!(own(name) >= 20_000, "{name}: {after:?}");
+            assert_eq!(counts[name], own(name), "depth {depth}: {}", run.text);
+        }
+        assert_eq!(counts["config"], own("config|get"), "depth {depth}");
+        assert_eq!(sum(&rows, "hits"), own("keyspace_hits"), "depth {depth}");
+        assert_eq!(
+            sum(&rows, "misses"),
+            own("keyspace_misses"),
+            "depth {depth}"
+        );
+    }
+}
+
+#[test]
+fn redis_commands_are_counted_on_the_clients_side_too() {
+    let _alone = alone();
+    let (_server, port) = servers::redis();
+    for depth in [1, 16, 100] {
+        let before = servers::redis_counts(port);
+        let run = trace_command(&servers::redis_benchmark(port, 20_000, depth));
+        let after = servers::redis_counts(port);
+        run.ended_well("target_exit").lost_nothing();
+        let counts = counts(&rows(&run, "client"));
+        for name in ["set", "get"] {
+            let own = after[name] - before.get(name).copied().unwrap_or(0);
+            assert_eq!(counts[name], own, "depth {depth}: {}", run.text);
+        }
+    }
+}
+
+#[test]
+fn no_command_is_attributed_wrongly_when_the_trace_comes_and_goes_in_the_middle() {
+    let _alone = alone();
+    let (server, port) = servers::redis();
+    let _load = servers::redis_load(port);
+    for _ in 0..3 {
+        let before = servers::redis_counts(port)["set"];
+        let agent = Agent::start(["trace", "-p", &server.pid().to_string(), "--duration", "1s"]);
+        let run = agent.finish(PATIENCE);
+        let after = servers::redis_counts(port);
+        run.ended_well("duration").lost_nothing();
+        let rows = rows(&run, "server");
+        assert!(
+            rows.iter()
+                .all(|r| r["text"].as_str().unwrap().starts_with("SET ")),
+            "{rows:?}"
+        );
+        let counted = sum(&rows, "count");
+        assert!(
+            counted > 100 && counted <= after["set"] - before,
+            "{counted} of {} sets",
+            after["set"] - before
+        );
+        // Each of the 20 connections may have had one command under way at each end.
+        for (what, n) in anomalies(&run) {
+            assert!(
+                ["orphan_answers", "unanswered"].contains(&what.as_str()) && n <= 20,
+                "{n} {what}"
+            );
+        }
+    }
+}
+
+/// A value at a quantile of pgbench's own log.
+fn quantile(latencies_us: &mut [u64], q: f64) -> u64 {
+    latencies_us.sort_unstable();
+    let rank = (latencies_us.len() as f64 * q).ceil() as usize;
+    latencies_us[rank.clamp(1, latencies_us.len()) - 1] * 1000
+}
+
+const SELECT: &str =
+    "\\set aid random(1, 100000)\nSELECT abalance FROM pgbench_accounts WHERE aid = :aid;\n";
+
+#[test]
+fn pgbench_is_counted_and_timed_as_it_does_itself() {
+    let _alone = alone();
+    let postgres = Postgres::start();
+    for mode in ["simple", "extended", "prepared"] {
+        let log = format!("select-{mode}");
+        let run = trace_command(&postgres.transactions(mode, SELECT, (8, 500), &log));
+        run.ended_well("target_exit").lost_nothing();
+        let mut own = postgres.latencies_us(&log);
+        assert_eq!(own.len(), 4000);
+        let selects: Vec<Value> = rows(&run, "client")
+            .into_iter()
+            .filter(|r| r["text"].as_str().unwrap().contains("pgbench_accounts"))
+            .collect();
+        let [select] = &selects[..] else {
+            panic!("{mode}: {selects:?}");
+        };
+        assert_eq!(select["count"], 4000, "{mode}: {select}");
+        assert_eq!(select["protocol"], "postgresql");
+        assert_eq!(select["errors"], 0, "{mode}: {select}");
+        for (field, q) in [("p50_ns", 0.50), ("p95_ns", 0.95), ("p99_ns", 0.99)] {
+            let (ours, theirs) = (
+                select["latency"][field].as_u64().unwrap(),
+                quantile(&mut own, q),
+            );
+            // pgbench's clock starts before it builds the message and stops after it read the result.
+            assert!(
+                ours.abs_diff(theirs) <= theirs * 3 / 100 + 20_000,
+                "{mode} {field}: {ours} ns, pgbench {theirs} ns"
+            );
+        }
+    }
+}
+
+#[test]
+fn each_statement_of_a_pipeline_is_counted() {
+    let _alone = alone();
+    let postgres = Postgres::start();
+    let script = "\\startpipeline\nSELECT 1;\nSELECT 2 + 3;\nSELECT 'x';\n\\endpipeline\n";
+    let run = trace_command(&postgres.transactions("extended", script, (8, 200), "pipeline"));
+    run.ended_well("target_exit").lost_nothing();
+    assert_eq!(postgres.latencies_us("pipeline").len(), 1600);
+    let mut by_text: BTreeMap<String, u64> = BTreeMap::new();
+    for row in rows(&run, "client") {
+        let text = row["text"].as_str().unwrap().to_owned();
+        *by_text.entry(text).or_default() += row["count"].as_u64().unwrap();
+    }
+    assert_eq!(by_text["SELECT ?"], 3200, "{by_text:?}");
+    assert_eq!(by_text["SELECT ? + ?"], 1600, "{by_text:?}");
+}
+
+#[test]
+fn servers_backends_are_counted_by_their_own_statistics() {
+    let _alone = alone();
+    let postgres = Postgres::start();
+    let run = trace_during(
+        postgres.server.pid(),
+        postgres.transactions("prepared", SELECT, (4, 500), "server"),
+    );
+    run.ended_well("interrupt").lost_nothing();
+    let selects: u64 = rows(&run, "server")
+        .iter()
+        .filter(|r| r["text"].as_str().unwrap().contains("pgbench_accounts"))
+        .map(|r| r["count"].as_u64().unwrap())
+        .sum();
+    let unattributed = run.sum("coverage", "/sockets/unattributed_statements");
+    assert_eq!(postgres.latencies_us("server").len(), 2000);
+    // Backends that live for less than a second have no lines; theirs are counted in `coverage`.
+    assert!(
+        selects <= 2000 && selects + unattributed >= 2000,
+        "{selects} and {unattributed}: {}",
+        run.text
+    );
+}
