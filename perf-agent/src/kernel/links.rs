@@ -1,8 +1,11 @@
 //! Which program goes to which hook, what each is needed for, and the links that hold them there.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf,
     programs::{
@@ -105,9 +108,16 @@ pub struct Links {
 
 impl Links {
     /// Loads every program. An optional one that is refused is noted.
+    ///
+    /// On all CPUs: the verifier takes 85 of the 200 ms of an attach (46 of them for `sched_switch`)
+    /// and does not keep one program waiting for another.
     pub fn load(&mut self, ebpf: &mut Ebpf, btf: &Btf) -> Result<()> {
+        let mut results: HashMap<&str, Result<()>> = load_all(ebpf, btf).into_iter().collect();
         for program in PROGRAMS {
-            if let Err(e) = load_one(ebpf, btf, program.name) {
+            let result = results
+                .remove(program.name)
+                .unwrap_or_else(|| Err(anyhow!("program {} is missing", program.name)));
+            if let Err(e) = result {
                 if program.required {
                     return Err(e);
                 }
@@ -262,17 +272,46 @@ fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoin
         .with_context(|| format!("program {name}"))
 }
 
-fn load_one(ebpf: &mut Ebpf, btf: &Btf, name: &'static str) -> Result<()> {
+fn load_all(ebpf: &mut Ebpf, btf: &Btf) -> Vec<(&'static str, Result<()>)> {
+    let mut waiting: Vec<(&'static str, &mut aya::programs::Program)> = ebpf
+        .programs_mut()
+        .filter_map(|(name, program)| {
+            let known = PROGRAMS.iter().find(|p| p.name == name)?;
+            Some((known.name, program))
+        })
+        .collect();
+    // Taken from the end: what takes longest first.
+    waiting.sort_by_key(|(name, _)| (*name == "sched_switch", *name == "sched_waking", *name));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.min(waiting.len());
+    let waiting = Mutex::new(waiting);
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    std::thread::scope(|scope| {
+        let work = || {
+            let mut done = Vec::new();
+            while let Some((name, program)) = next() {
+                done.push((name, load_one(program, btf, name)));
+            }
+            done
+        };
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let mut done = work();
+        for other in others {
+            // One that panicked leaves its program among the missing.
+            done.extend(other.join().unwrap_or_default());
+        }
+        done
+    })
+}
+
+fn load_one(program: &mut aya::programs::Program, btf: &Btf, name: &'static str) -> Result<()> {
+    let what = || format!("loading {name}");
     if name == CPU_CLOCK {
-        let program: &mut PerfEvent = ebpf
-            .program_mut(name)
-            .context("program cpu_clock is missing")?
-            .try_into()?;
-        return program.load().with_context(|| format!("loading {name}"));
+        let program: &mut PerfEvent = program.try_into()?;
+        return program.load().with_context(what);
     }
-    tracepoint(ebpf, name)?
-        .load(name, btf)
-        .with_context(|| format!("loading {name}"))
+    let program: &mut BtfTracePoint = program.try_into()?;
+    program.load(name, btf).with_context(what)
 }
 
 #[cfg(test)]
