@@ -92,7 +92,7 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let task: Typed = ctx.arg(0);
     let old_tid = ctx.arg::<u64>(1) as u32;
     lifecycle::exec(task, old_tid);
-    if setting!(debug) != 0 {
+    if setting!(debug) != 0 && ledger::thread(field(task, offset!(task_pid))).is_some() {
         debug!(&ctx, "exec by thread {}", old_tid);
     }
     0

@@ -190,8 +190,9 @@ fn a_sample_says_that_it_is_one_and_its_error_bound_holds() {
 }
 
 /// Every call of a storm is slowed by being counted; the count is corrected for it, and its error
-/// covers what the correction cannot know. Allowed besides: the windows without a bound, and that the
-/// whole is within 0.6 and 1.6 of the truth (by scaling alone it was 0.39).
+/// covers what the correction cannot know. Allowed besides: the windows without a bound. The whole is
+/// within 0.6 and 1.6 of the truth (by scaling alone it was 0.39), unless the program had to wait for
+/// a CPU for a third of its time and more: a slice may then fall on any share of one.
 #[test]
 fn the_count_of_a_storm_that_counting_slows_down_holds_within_its_error() {
     let _alone = alone();
@@ -219,7 +220,15 @@ fn the_count_of_a_storm_that_counting_slows_down_holds_within_its_error() {
     println!("{said}");
     assert!((estimate - truth).abs() <= allowed, "{said}");
     let ratio = estimate / truth;
-    assert!((0.6..1.6).contains(&ratio), "{ratio}: {said}");
+    let [cpu, runq] = [&["cpu.user", "cpu.kernel"][..], &["runq"]].map(|classes| -> u64 {
+        let of = |class| run.sum("ledger", &format!("/process/classes/{class}"));
+        classes.iter().map(of).sum()
+    });
+    println!("{ratio}: {cpu} ns on the CPU, {runq} ns waiting for one");
+    assert!(
+        runq * 2 > cpu || (0.6..1.6).contains(&ratio),
+        "{ratio}: {said}"
+    );
 }
 
 #[test]

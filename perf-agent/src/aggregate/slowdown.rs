@@ -15,8 +15,9 @@
 //! process is cannot be known, so `count_error` reaches from one to the other, unless the process
 //! was on the CPU all the time.
 
-/// Most of a slice that is put down to the hooks.
-const MOST: f64 = 0.95;
+/// Most of a slice that is put down to the hooks: at their 400 ns that is a call of 44 ns, and no
+/// entry into the kernel is cheaper.
+const MOST: f64 = 0.9;
 /// Relative uncertainty of the hooks' cost: measured with warm caches on one call.
 const COST_ERROR: f64 = 0.2;
 /// Time on the CPU or waiting for one, per wall time, from which a process counts as never idle.
@@ -107,7 +108,7 @@ mod tests {
     #[test]
     fn more_hook_than_time_is_bounded_and_no_hook_is_no_slowdown() {
         let slowed = Slowdown::of(1_000_000, 2_000, 1_000_000_000, (1.0, 0.0));
-        assert!(slowed.likely <= 20.0 + 1e-9 && slowed.most <= 20.0 + 1e-9);
+        assert!(slowed.likely <= 10.0 + 1e-9 && slowed.most <= 10.0 + 1e-9);
         assert_eq!(Slowdown::of(5, 0, 1, (1.0, 0.0)), Slowdown::NONE);
         assert_eq!(Slowdown::scale(1.0, 0.25), 4.0);
         assert_eq!(Slowdown::NONE.error(0.1), 0.0);

@@ -192,7 +192,10 @@ fn send(scratch: &mut Scratch, tgid: u32, frames: usize) -> u64 {
         frames,
     };
     if SEEN.insert(&hash, &1, BPF_NOEXIST as u64).is_err() {
-        lose(Loss::StackSeenFull);
+        // Unless another CPU was first and sends it.
+        if SEEN.get_ptr(&hash).is_none() {
+            lose(Loss::StackSeenFull);
+        }
         return hash;
     }
     if let Some(count) = GENERATED.get_ptr_mut(record::STACK) {
