@@ -9,6 +9,7 @@
 //! One file a protocol and one line in [`PROTOCOLS`].
 
 pub mod framing;
+pub mod mysql;
 pub mod output;
 pub mod outstanding;
 pub mod postgresql;
@@ -111,8 +112,15 @@ pub struct Entry {
 }
 
 /// Every protocol, the surest to recognise first.
-pub const PROTOCOLS: &[Entry] = &[Entry {
-    protocol: Protocol::Postgresql,
-    detect: postgresql::detect,
-    decoder: postgresql::decoder,
-}];
+pub const PROTOCOLS: &[Entry] = &[
+    Entry {
+        protocol: Protocol::Postgresql,
+        detect: postgresql::detect,
+        decoder: postgresql::decoder,
+    },
+    Entry {
+        protocol: Protocol::Mysql,
+        detect: mysql::detect,
+        decoder: mysql::decoder,
+    },
+];
