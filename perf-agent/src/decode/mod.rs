@@ -19,6 +19,7 @@ pub mod lane;
 mod lexer;
 mod memcached;
 pub mod mongodb;
+pub mod mysql;
 pub mod output;
 pub mod outstanding;
 pub mod postgresql;
@@ -134,6 +135,11 @@ pub const PROTOCOLS: &[Entry] = &[
         protocol: Protocol::Postgresql,
         detect: postgresql::detect,
         decoder: postgresql::decoder,
+    },
+    Entry {
+        protocol: Protocol::Mysql,
+        detect: mysql::detect,
+        decoder: mysql::decoder,
     },
     Entry {
         protocol: Protocol::Mongodb,

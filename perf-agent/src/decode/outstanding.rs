@@ -138,6 +138,29 @@ impl<T> Outstanding<T> {
         self.queue.iter().position(|waiting| it(&waiting.kind))
     }
 
+    /// The request that was sent last.
+    pub fn last_mut(&mut self) -> Option<&mut T> {
+        self.queue.back_mut().map(|w| &mut w.kind)
+    }
+
+    /// The request behind the one that is answered next.
+    pub fn second(&self) -> Option<&T> {
+        self.queue.get(1).map(|w| &w.kind)
+    }
+
+    /// Whether a byte of the next request's answer passed.
+    pub fn has_begun(&self) -> bool {
+        let next = self.queue.front();
+        next.is_some_and(|w| w.first_byte_ns.is_some())
+    }
+
+    /// Gives the next request another text.
+    pub fn rename_next(&mut self, text: TextId) {
+        if let Some(waiting) = self.queue.front_mut() {
+            waiting.text = text;
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.queue.len()
     }
@@ -197,6 +220,49 @@ impl<T> Outstanding<T> {
         if let Some(blind) = &mut self.blind {
             (blind.answered, blind.last_ns) = (true, at_ns);
         }
+    }
+
+    /// A part of the next request's answer is an exchange of its own, and more comes.
+    pub fn answer_in_part(&mut self, at_ns: u64, output: &mut Output)
+    where
+        T: Copy,
+    {
+        let rest = self.queue.front().map(|waiting| Waiting {
+            first_byte_ns: None,
+            ..*waiting
+        });
+        if let Some(rest) = rest {
+            self.answer(at_ns, Outcome::default(), output);
+            self.queue.push_front(rest);
+        }
+    }
+
+    /// The next request will not be done, for that one before it failed: an exchange without
+    /// latency, as nothing answers it.
+    pub fn abort_next(&mut self, error: TextId, output: &mut Output) {
+        if let Some(waiting) = self.queue.pop_front() {
+            output.exchanges.push(Exchange {
+                text: waiting.text,
+                started_ns: waiting.started_ns,
+                first_byte_ns: waiting.started_ns,
+                last_byte_ns: waiting.started_ns,
+                queued_ns: 0,
+                error: Some(error),
+                hits: 0,
+                misses: 0,
+            });
+        }
+    }
+
+    /// Forgets the next request: it is no exchange.
+    pub fn drop_next(&mut self) {
+        self.queue.pop_front();
+    }
+
+    /// Memory held, for the bound a decoder states.
+    #[cfg(test)]
+    pub fn held_bytes(&self) -> usize {
+        self.queue.capacity() * size_of::<Waiting<T>>()
     }
 
     /// Lets the next request go without an answer to it.
