@@ -107,6 +107,20 @@ pub fn redis() -> (Running, u16) {
     (server, port)
 }
 
+/// A memcached server, and its port.
+pub fn memcached() -> (Running, u16) {
+    let port = free_port();
+    let mut command = Command::new("memcached");
+    command
+        .args(["-u", "nobody", "-l", "127.0.0.1", "-U", "0", "-p"])
+        .arg(port.to_string());
+    let server = spawn(command, "memcached", None);
+    until("memcached", || {
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    (server, port)
+}
+
 const REDIS_CONNECTIONS: usize = 20;
 
 /// `SET` by 20 connections, until dropped. They are there when this returns.

@@ -9,12 +9,14 @@
 //! One file a protocol and one line in [`PROTOCOLS`].
 
 pub mod framing;
+mod http;
 pub mod keys;
 mod lexer;
 mod memcached;
 pub mod output;
 pub mod outstanding;
 mod redis;
+pub mod route;
 pub mod sync;
 #[cfg(test)]
 mod testing;
@@ -108,4 +110,4 @@ pub struct Entry {
 }
 
 /// Every protocol, the surest to recognise first.
-pub const PROTOCOLS: &[Entry] = &[redis::ENTRY, memcached::ENTRY];
+pub const PROTOCOLS: &[Entry] = &[http::ENTRY, redis::ENTRY, memcached::ENTRY];
