@@ -508,6 +508,9 @@ impl Decoder for Http {
             let last_ns = way.last_ns;
             self.end_message(Direction::Response, last_ns, output);
         }
+        if !self.stopped && !self.sync.lost(Direction::Request) {
+            self.cut(output);
+        }
         self.outstanding.give_up(output);
     }
 
