@@ -7,6 +7,8 @@ use std::time::Duration;
 #[cfg(feature = "harness")]
 pub mod agent;
 #[cfg(feature = "harness")]
+pub mod capture;
+#[cfg(feature = "harness")]
 pub mod proxy;
 #[cfg(feature = "harness")]
 pub mod servers;

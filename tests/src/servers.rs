@@ -154,7 +154,7 @@ fn redis_info(port: u16) -> String {
 pub fn memcached() -> (Running, u16) {
     let port = free_port();
     let mut command = Command::new("memcached");
-    command.args(["-l", "127.0.0.1", "-u", "root", "-p", &port.to_string()]);
+    command.args(["-l", "127.0.0.1", "-u", "nobody", "-p", &port.to_string()]);
     let server = spawn(command, "memcached", None);
     until("memcached", || {
         TcpStream::connect(("127.0.0.1", port)).is_ok()

@@ -78,7 +78,7 @@ fn redis_commands_of_every_depth_of_pipeline_are_those_the_server_counts() {
         let (_server, port) = servers::redis();
         let proxy = Proxy::start(Protocol::Redis, port);
         talk(port, b"CONFIG RESETSTAT\r\nQUIT\r\n");
-        let status = Command::new("redis-benchmark")
+        let load = Command::new("redis-benchmark")
             .args([
                 "-p",
                 &proxy.port.to_string(),
@@ -89,10 +89,11 @@ fn redis_commands_of_every_depth_of_pipeline_are_those_the_server_counts() {
                 "-r",
                 "1000",
             ])
-            .args(["-n", "4000", "-q", "-d", "300"])
-            .status()
+            .args(["-n", "4000", "-q", "-d", "300", "-t"])
+            .arg("ping,set,get,incr,lpush,lpop,sadd,hset,spop,zadd,zpopmin,lrange_100,mset")
+            .output()
             .unwrap();
-        assert!(status.success());
+        assert!(load.status.success(), "{load:?}");
         assert_eq!(by_command(&proxy), command_stats(port), "-P {depth}");
         everything_was_decoded(&proxy);
     }
@@ -155,4 +156,76 @@ fn redis_transactions_and_unanswered_commands_are_those_the_server_counts() {
     talk(proxy.port, sent.as_bytes());
     assert_eq!(by_command(&proxy), command_stats(port));
     everything_was_decoded(&proxy);
+}
+
+/// Lookups as memcached counts them, those that touch with the others.
+fn memcached_lookups(port: u16) -> [u64; 2] {
+    let stats = figures(&talk(port, b"stats\r\nquit\r\n"), ' ');
+    let of = |name: &str| stats[name].parse::<u64>().unwrap();
+    [
+        of("get_hits") + of("touch_hits"),
+        of("get_misses") + of("touch_misses"),
+    ]
+}
+
+/// A message of the binary protocol.
+fn binary(opcode: u8, opaque: u32, extras: &[u8], key: &str, value: &str) -> Vec<u8> {
+    let mut bytes = vec![0x80, opcode];
+    bytes.extend((key.len() as u16).to_be_bytes());
+    bytes.extend([extras.len() as u8, 0, 0, 0]);
+    bytes.extend(((extras.len() + key.len() + value.len()) as u32).to_be_bytes());
+    bytes.extend(opaque.to_be_bytes());
+    bytes.extend([0; 8]);
+    bytes.extend([extras, key.as_bytes(), value.as_bytes()].concat());
+    bytes
+}
+
+#[test]
+fn memcached_hits_and_misses_are_those_the_server_counts() {
+    let (_server, port) = servers::memcached();
+    let text = "set a 0 0 3\r\nabc\r\nget a\r\nget a b a c\r\ngets b\r\nadd a 0 0 1 noreply\r\n\
+        x\r\nadd b 0 0 1\r\nx\r\nreplace c 0 0 1\r\nx\r\nincr a 1\r\ngat 0 a z\r\ngats 0 z\r\ndelete b\r\n\
+        delete b noreply\r\nflush\r\nverbosity 1\r\nversion\r\nstats\r\nstats items\r\nstats slabs\r\n\
+        set big 0 0 2000000\r\nBIG\r\ncas a 0 0 1 5\r\nx\r\nget a b\r\nquit\r\n";
+    let text = text.replace("BIG", &"x".repeat(2_000_000));
+    let meta = "ms m 2\r\nhi\r\nmg m v\r\nmg m\r\nmg n v\r\nmg n v q k\r\nmg m v q k\r\nmg n q O1\r\n\
+        mg m v q O2\r\nmg m s q\r\nmn\r\nmd m q\r\nmd m q\r\nma c N0\r\nma c q\r\nms e 1 ME\r\nx\r\n\
+        ms m 1 q\r\nx\r\nmg m t T10\r\nmg x T10\r\nme m\r\nme x\r\nmn\r\nquit\r\n";
+    let (set, touch) = ([0u8; 8], [0u8; 4]);
+    let binary = [
+        binary(0x01, 1, &set, "bin", "value"),
+        binary(0x11, 2, &set, "binq", "value"),
+        binary(0x00, 3, &[], "bin", ""),
+        binary(0x00, 4, &[], "none", ""),
+        binary(0x09, 5, &[], "none", ""),
+        binary(0x0d, 6, &[], "binq", ""),
+        binary(0x0d, 7, &[], "none", ""),
+        binary(0x1d, 8, &touch, "bin", ""),
+        binary(0x1e, 9, &touch, "none", ""),
+        binary(0x0a, 10, &[], "", ""),
+        binary(0x10, 11, &[], "", ""),
+        binary(0x14, 12, &[], "bin", ""),
+        binary(0x04, 13, &[], "bin", ""),
+        binary(0x0b, 14, &[], "", ""),
+        binary(0x07, 15, &[], "", ""),
+    ]
+    .concat();
+    for (what, sent) in [
+        ("text", text.into_bytes()),
+        ("meta", meta.into()),
+        ("binary", binary),
+    ] {
+        let proxy = Proxy::start(Protocol::Memcached, port);
+        let before = memcached_lookups(port);
+        let answer = talk(proxy.port, &sent);
+        let after = memcached_lookups(port);
+        let server = [after[0] - before[0], after[1] - before[1]];
+        assert_eq!(
+            lookups(&proxy),
+            server,
+            "{what}: {:?} {answer}",
+            proxy.counts()
+        );
+        everything_was_decoded(&proxy);
+    }
 }

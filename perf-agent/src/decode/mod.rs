@@ -14,6 +14,7 @@ pub mod correlated;
 pub mod framing;
 pub mod http2;
 pub mod kafka;
+mod http;
 pub mod keys;
 pub mod lane;
 mod lexer;
@@ -156,6 +157,7 @@ pub const PROTOCOLS: &[Entry] = &[
         detect: kafka::detect,
         decoder: kafka::decoder,
     },
+    http::ENTRY,
     redis::ENTRY,
     memcached::ENTRY,
 ];

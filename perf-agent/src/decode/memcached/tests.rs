@@ -103,9 +103,9 @@ fn quiet_meta_commands_end_with_the_next_answer() {
         answers(2, "VA 1 kb\r\nx\r\nVA 2 O8\r\nab\r\nMN\r\n"),
         asks(
             3,
-            "mg a v\r\nmg z\r\nms s 2 T0\r\nhi\r\nmd s q\r\nma n q\r\nme a\r\nms t S2\r\nhi\r\n",
+            "mg a v\r\nmg z\r\nms s 2 T0\r\nhi\r\nmd s q\r\nma n\r\nme a\r\nms t S2\r\nhi\r\n",
         ),
-        answers(4, "VA 0\r\n\r\nEN\r\nHD\r\nME a exp=-1\r\nNS\r\n"),
+        answers(4, "VA 0\r\n\r\nEN\r\nHD\r\nHD\r\nME a exp=-1\r\nNS\r\n"),
         asks(5, "ms s 2 q\r\nhi\r\nms s 2 q I\r\nhi\r\nmn\r\n"),
         answers(6, "NS\r\nMN\r\n"),
     ];

@@ -497,6 +497,14 @@ impl Reply {
         {
             return false;
         }
+        // What a quiet command does not tell is told of another.
+        let silent: &[u8] = match asked.kind {
+            Kind::Meta(b'g') => b"EN",
+            _ => b"HD",
+        };
+        if asked.quiet && self.word() == silent {
+            return false;
+        }
         match (asked.kind, self.word()) {
             (Kind::Get, word) => matches!(word, b"VALUE" | b"END"),
             (Kind::Meta(b'g'), word) => matches!(word, b"VA" | b"HD" | b"EN"),
