@@ -20,6 +20,7 @@ mod route;
 pub mod seek;
 #[cfg(test)]
 mod testing;
+pub mod tls;
 
 pub use output::{Anomaly, Exchange, Options, Output, TextId, Transaction};
 pub use outstanding::{Outcome, Outstanding};
