@@ -72,5 +72,85 @@ fn http(c: &mut Criterion) {
     exchange(c, name, [b"", b""], [get.to_vec(), answer.to_vec()], patch);
 }
 
-criterion_group!(benches, redis, memcached, http);
+fn mongodb(c: &mut Criterion) {
+    let message = |document: &[u8]| {
+        let length = document.len() as u32 + 25;
+        let size = (document.len() as u32 + 5).to_le_bytes();
+        let head = [
+            &length.to_le_bytes()[..],
+            &[0; 8],
+            b"\xdd\x07\0\0\0\0\0\0\0",
+            &size,
+        ];
+        let mut bytes = [&head.concat(), document, b"\0"].concat();
+        bytes[..4].copy_from_slice(&(length + 1).to_le_bytes());
+        bytes
+    };
+    let find = message(
+        b"\x02find\0\x07\0\0\0orders\0\x03filter\0\x20\0\0\0\x02status\0\x05\0\0\0paid\0\x10_id\0\x07\0\0\0\0\
+        \x10limit\0\x05\0\0\0\x02$db\0\x05\0\0\0shop\0",
+    );
+    let ok = message(b"\x01ok\0\0\0\0\0\0\0\xf0\x3f");
+    let patch = |n: u32, request: &mut [u8], answer: &mut [u8]| {
+        request[4..8].copy_from_slice(&n.to_le_bytes());
+        answer[8..12].copy_from_slice(&n.to_le_bytes());
+    };
+    let name = (Protocol::Mongodb, "mongodb find");
+    exchange(c, name, [b"", b""], [find, ok], patch);
+}
+
+fn kafka(c: &mut Criterion) {
+    let produce =
+        b"\0\0\0\x42\0\0\0\x07\0\0\0\0\0\x03app\xff\xff\0\x01\0\0\x75\x30\0\0\0\x01\0\x06orders\
+        \0\0\0\x01\0\0\0\0\0\0\0\x10datadatadatadata";
+    let mut produce = produce.to_vec();
+    let size = produce.len() as u32 - 4;
+    produce[..4].copy_from_slice(&size.to_be_bytes());
+    let produced = [
+        &b"\0\0\0\x38\0\0\0\0\0\0\0\x01\0\x06orders\0\0\0\x01\0\0\0\0\0\0"[..],
+        &[0; 28],
+    ];
+    let mut produced = produced.concat();
+    let size = produced.len() as u32 - 4;
+    produced[..4].copy_from_slice(&size.to_be_bytes());
+    let patch = |n: u32, request: &mut [u8], answer: &mut [u8]| {
+        request[8..12].copy_from_slice(&n.to_be_bytes());
+        answer[4..8].copy_from_slice(&n.to_be_bytes());
+    };
+    let name = (Protocol::Kafka, "kafka produce");
+    exchange(c, name, [b"", b""], [produce, produced], patch);
+}
+
+fn http2(c: &mut Criterion) {
+    let settings: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+    let opening = [
+        &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..],
+        settings,
+        b"\0\0\x3b\x01\x05\0\0\0\x01\x83\x86\x44\x13/shop.v1.Orders/Get\x5f\x10application/grpc",
+        b"\x40\x02te\x08trailers",
+    ];
+    let mut opening = opening.concat();
+    let block = opening.len() - 24 - 9 - 9;
+    opening[24 + 9 + 2] = block as u8;
+    // Indexed headers, then a message of ten bytes; an answer with trailers.
+    let request =
+        b"\0\0\x05\x01\x04\0\0\0\x03\x83\x86\xc0\xbf\xbe\0\0\x0a\0\x01\0\0\0\x03\0\0\0\0\x05abcde";
+    let answer = b"\0\0\x01\x01\x04\0\0\0\x03\x88\0\0\x0a\0\0\0\0\0\x03\0\0\0\0\x05abcde\
+        \0\0\x0f\x01\x05\0\0\0\x03\x00\x0bgrpc-status\x010";
+    let patch = |n: u32, request: &mut [u8], answer: &mut [u8]| {
+        // Streams are numbered up to 2^31; the benchmark ends before.
+        let stream = (2 * n + 1).to_be_bytes();
+        for at in [5, 19] {
+            request[at..at + 4].copy_from_slice(&stream);
+        }
+        for at in [5, 15, 34] {
+            answer[at..at + 4].copy_from_slice(&stream);
+        }
+    };
+    let opening = [&opening[..], settings];
+    let name = (Protocol::Http2, "http2 grpc unary");
+    exchange(c, name, opening, [request.to_vec(), answer.to_vec()], patch);
+}
+
+criterion_group!(benches, redis, memcached, http, mongodb, kafka, http2);
 criterion_main!(benches);

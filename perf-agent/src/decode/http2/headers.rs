@@ -53,9 +53,19 @@ impl Fields {
         !self.method.is_empty() || !self.path.is_empty() || self.unseen
     }
 
-    /// Paths of gRPC are names, not data: a service and a method.
+    /// Paths of gRPC are names, not data: a service and a method. Where the content type was not
+    /// seen, only a path that looks like nothing else is taken for one.
     fn is_grpc(&self) -> bool {
-        self.grpc || (self.unseen && is_grpc_path(&self.path))
+        match grpc_path(&self.path) {
+            None => false,
+            Some(_) if self.grpc => true,
+            Some((service, method)) => {
+                self.unseen
+                    && service.contains(&b'.')
+                    && method.first().is_some_and(u8::is_ascii_uppercase)
+                    && method.iter().all(u8::is_ascii_alphabetic)
+            }
+        }
     }
 
     fn write(&self, raw: bool, text: &mut String) {
@@ -70,23 +80,19 @@ impl Fields {
         text.push(' ');
         match &self.path[..] {
             b"" => text.push('?'),
-            path if raw || (self.is_grpc() && is_grpc_path(path)) => push(path, text),
+            path if raw || self.is_grpc() => push(path, text),
             path => route::fold(path, text),
         }
     }
 }
 
-fn is_grpc_path(path: &[u8]) -> bool {
-    let name = |part: &[u8]| {
-        let legal = |b: &u8| b.is_ascii_alphanumeric() || b"._-".contains(b);
-        !part.is_empty() && part.iter().all(legal)
-    };
-    let mut parts = path.split(|b| *b == b'/');
-    let [first, service, method] = [parts.next(), parts.next(), parts.next()];
-    parts.next().is_none()
-        && first == Some(b"")
-        && service.is_some_and(name)
-        && method.is_some_and(name)
+/// The service and the method of `/pkg.Service/Method`.
+fn grpc_path(path: &[u8]) -> Option<(&[u8], &[u8])> {
+    let legal = |b: &u8| b.is_ascii_alphanumeric() || b"._-".contains(b);
+    let mut parts = path.strip_prefix(b"/")?.split(|b| *b == b'/');
+    let (service, method) = (parts.next()?, parts.next()?);
+    let named = |part: &[u8]| !part.is_empty() && part.iter().all(legal);
+    (parts.next().is_none() && named(service) && named(method)).then_some((service, method))
 }
 
 fn push(bytes: &[u8], text: &mut String) {

@@ -122,7 +122,7 @@ impl Table {
     fn indexed(&self, index: usize, seen: &mut impl FnMut(Field, &[u8])) -> Result<(), Broken> {
         match index {
             0 => return Err(Broken),
-            ..=STATIC => match static_entry(index) {
+            1..=STATIC => match static_entry(index) {
                 (Field::Other, _) => {}
                 (field, value) => seen(field, value),
             },

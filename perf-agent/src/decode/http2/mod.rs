@@ -332,7 +332,7 @@ impl State {
 
     fn request(&mut self, stream: u32, first_ns: u64, output: &mut Output) {
         // Those of a stream that is known, or was, are its trailers.
-        if stream <= self.last_stream || stream % 2 == 0 || !self.fields.is_request() {
+        if stream <= self.last_stream || stream.is_multiple_of(2) || !self.fields.is_request() {
             return;
         }
         self.last_stream = stream;

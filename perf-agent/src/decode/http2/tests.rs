@@ -210,6 +210,20 @@ fn joined_late_a_request_is_named_by_what_is_known_and_recovers_with_literals() 
 }
 
 #[test]
+fn joined_late_a_path_with_an_id_is_folded_though_its_content_type_is_unseen() {
+    // The content type refers to an entry that was not seen.
+    let block = [&b"\x82\x86\x04\x08/nope/77\xc3"[..]].concat();
+    let decoded = run(
+        Joined::Late,
+        &[
+            asks(1, headers(9, END_STREAM, &block)),
+            answers(2, headers(9, END_STREAM, b"\x88")),
+        ],
+    );
+    assert_eq!(decoded.texts(), [("GET /nope/*", None)]);
+}
+
+#[test]
 fn a_gap_in_headers_forgets_the_table_and_one_in_data_does_not() {
     for (gap_in_headers, expected) in [(false, "POST /shop.v1.Orders/Get"), (true, "POST ?")] {
         let (mut output, mut decoder) = (Output::new(Options::default()), decoder(Joined::AtStart));

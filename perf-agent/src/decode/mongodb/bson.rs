@@ -141,7 +141,7 @@ mod tests {
         body.extend(b"\x01d\0\0\0\0\0\0\0\xf0?\x02s\0\x03\0\0\0ab\0");
         body.extend(b"\x05b\0\x02\0\0\0\x00xy\x07i\0ABCDEFGHIJKL\x08t\0\x01\x0an\0");
         body.extend(b"\x0br\0^a\0i\0\x10j\0\x07\0\0\0\x12l\0\x08\0\0\0\0\0\0\0");
-        body.extend(b"\x03e\0\x05\0\0\0\0\x0fc\0\x04\0\0\0\x13q\00123456789abcdef");
+        body.extend(b"\x03e\0\x05\0\0\0\0\x0fc\0\x04\0\0\0\x13q\x000123456789abcdef");
         body.extend(b"\x02z\0\x02\0\0\0Z\0");
         let mut whole = ((body.len() + 5) as i32).to_le_bytes().to_vec();
         whole.extend(&body);

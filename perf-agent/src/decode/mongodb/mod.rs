@@ -353,10 +353,10 @@ fn command(sections: Sections<'_>, text: &mut String) {
         Some((_, Value::Document(d))) => Some(d),
         _ => None,
     });
-    if let (b"update" | b"delete", Some(first)) = (name, sections.first.or(first)) {
-        if let Some(Value::Document(q)) = first.get(b"q") {
-            filter = Some(q);
-        }
+    if let (b"update" | b"delete", Some(first)) = (name, sections.first.or(first))
+        && let Some(Value::Document(q)) = first.get(b"q")
+    {
+        filter = Some(q);
     }
     if let Some(filter) = filter {
         text.push_str(" {");
