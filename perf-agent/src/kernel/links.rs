@@ -425,9 +425,7 @@ mod tests {
             "add to PROGRAMS: {}",
             missing
                 .iter()
-                .map(|name| format!(
-                    "Program::new(\"{name}\", \"…\", Need::Signal), "
-                ))
+                .map(|name| format!("Program::new(\"{name}\", \"…\", Need::Signal), "))
                 .collect::<String>()
         );
         assert!(gone.is_empty(), "take out of PROGRAMS: {gone:?}");
