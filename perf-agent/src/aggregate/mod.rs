@@ -126,6 +126,9 @@ impl Pipeline {
                 self.window_start_ns = start.monotonic_ns;
                 self.calls.mode = start.syscalls.clone();
                 self.calls.hook_ns = start.syscall_hook_ns;
+                if start.targets.is_empty() {
+                    return self.hello();
+                }
             }
             Fact::Process(p) => {
                 self.threads.process(p.pid, &p.comm);
@@ -156,6 +159,10 @@ impl Pipeline {
         if self.totals.hello_said || self.start.targets.last() != Some(&pid) {
             return Vec::new();
         }
+        self.hello()
+    }
+
+    fn hello(&mut self) -> Vec<Line> {
         self.totals.hello_said = true;
         vec![Line::new(Body::Hello(lines::hello(
             &self.start,

@@ -138,23 +138,23 @@ impl Live {
             closed: Vec::new(),
         };
         live.connections.preexisting(sockets_before);
-        live.start(start, targets);
+        (start.realtime_ns, start.monotonic_ns) =
+            (clock_ns(libc::CLOCK_REALTIME), monotonic_ns());
         for pid in targets {
             match live.seed(*pid) {
                 Err(e) if fs::exists(format!("/proc/{pid}")).unwrap_or(true) => return Err(e),
                 // A child that ended meanwhile; if all did, the trace ends at once.
                 Err(e) => tracing::debug!(pid, "{e:#}"),
-                Ok(()) => {}
+                Ok(()) => start.targets.push(*pid),
             }
         }
+        live.start(start);
         live.count_bpf_time();
         Ok(live)
     }
 
-    fn start(&mut self, mut start: Start, targets: &[u32]) {
-        start.realtime_ns = clock_ns(libc::CLOCK_REALTIME);
-        start.monotonic_ns = monotonic_ns();
-        start.targets = targets.to_vec();
+    /// Puts the first fact in front of what seeding told, with the targets that were there.
+    fn start(&mut self, mut start: Start) {
         start.host = host::host_name();
         start.kernel = host::kernel_release();
         start.arch = std::env::consts::ARCH.to_owned();
@@ -165,7 +165,7 @@ impl Live {
             .iter()
             .map(|s| (s.name.clone(), s.on, s.reason.clone()))
             .collect();
-        self.frames.push(Frame::Fact(Fact::Start(start)));
+        self.frames.insert(0, Frame::Fact(Fact::Start(start)));
     }
 
     fn process(&mut self, pid: u32) -> &mut Process {
