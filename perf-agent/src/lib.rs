@@ -14,6 +14,7 @@ pub mod drain;
 mod fixtures;
 pub mod kernel;
 pub mod model;
+pub mod profile;
 pub mod replay;
 pub mod schema;
 pub mod signals;

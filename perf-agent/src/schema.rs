@@ -18,6 +18,7 @@ mod tests {
         ".exit_code",
         ".exited",
         ".module",
+        ".inlined",
         "(file).path",
         ".short_lived",
         "_stack[].source",

@@ -25,6 +25,7 @@ use crate::{
     },
     kernel::LoadOptions,
     sink::{Sink, reader_gone},
+    symbolize::Stacks,
     target::Target,
 };
 
@@ -149,7 +150,8 @@ async fn trace(target: Target, collect: &Collect, consumer: &mut dyn Consumer) -
         syscalls: mode_name(collect.syscalls).to_owned(),
         ..Start::default()
     };
-    let mut live = Live::attach(&load_options(collect), &pids, start)?;
+    let stacks = Stacks::new(collect.inlines == Switch::On);
+    let mut live = Live::attach(&load_options(collect), stacks, &pids, start)?;
     let mut session = Session {
         slices: match collect.syscalls {
             SyscallMode::Sampled => Some(Slices::new(monotonic_ns())),

@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 use crate::model::{Evidence, Finding, Level, Site, State, WindowReport};
 use view::View;
 
+pub(crate) use view::{base_name, hot_function};
+
 /// A rule: looks at one process in one window.
 pub struct Rule {
     /// The finding's `category`.

@@ -98,7 +98,12 @@ impl Live {
     ///
     /// # Errors
     /// As [`Kernel::load`] and [`Kernel::attach`]; a target that is not there.
-    pub fn attach(options: &LoadOptions, targets: &[u32], start: Start) -> Result<Live> {
+    pub fn attach(
+        options: &LoadOptions,
+        stacks: Stacks,
+        targets: &[u32],
+        start: Start,
+    ) -> Result<Live> {
         let mut kernel = Kernel::load(options)?;
         fill_listeners(&kernel, targets)?;
         kernel.attach()?;
@@ -107,7 +112,7 @@ impl Live {
             frames: Vec::new(),
             processes: HashMap::new(),
             slots: Slots::default(),
-            stacks: Stacks::default(),
+            stacks,
             names: Names::default(),
             kinds: tables::sys_kinds().to_vec(),
             received: 0,

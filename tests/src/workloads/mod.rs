@@ -11,6 +11,7 @@ pub mod faults;
 pub mod forker;
 pub mod fsyncs;
 pub mod gate;
+pub mod jit;
 pub mod lockfight;
 pub mod measured;
 pub mod meter;
@@ -38,6 +39,8 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("faults", faults::run),
     ("forker", forker::run),
     ("fsyncs", fsyncs::run),
+    ("jit", jit::run),
+    ("jit-private-tmp", jit::run_in_private_tmp),
     ("lockfight", lockfight::run),
     ("migrate", migrate::run),
     ("paced-calls", paced_calls::run),

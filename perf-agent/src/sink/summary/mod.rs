@@ -4,7 +4,6 @@
 mod render;
 mod sections;
 mod state;
-mod text;
 
 use std::env;
 use std::io;

@@ -1,0 +1,326 @@
+//! The hottest call paths as text: one tree a process, outermost function first, each with its share
+//! of the time shown, its time and the classes it is in.
+
+use std::collections::BTreeMap;
+
+use super::{
+    coverage,
+    folded::NO_STACK,
+    stacks::{Place, Stacks},
+};
+use crate::{
+    cli::Mode,
+    detect::base_name,
+    model::Classes,
+    sink::{
+        text::{Span, Style, Text, plain},
+        units::{count, duration, percent},
+    },
+};
+
+/// Parts of a hundred below which a path is not shown on its own.
+const CUT: u64 = 100;
+/// Of a chain of calls without a branch, names shown at its begin and at its end.
+const CHAIN: (usize, usize) = (2, 3);
+
+/// A function reached by one path of calls.
+#[derive(Default)]
+struct Node {
+    ns: u64,
+    classes: Classes,
+    below: BTreeMap<String, Node>,
+}
+
+impl Node {
+    fn add(&mut self, class: &str, ns: u64) -> &mut Self {
+        self.ns += ns;
+        *self.classes.entry(class.to_owned()).or_default() += ns;
+        self
+    }
+
+    /// Largest first.
+    fn sorted(&self) -> Vec<(&String, &Node)> {
+        let mut below: Vec<_> = self.below.iter().collect();
+        below.sort_by(|a, b| b.1.ns.cmp(&a.1.ns).then_with(|| a.0.cmp(b.0)));
+        below
+    }
+}
+
+/// The whole text.
+pub fn text(stacks: &Stacks) -> Text {
+    let mut text = Text::default();
+    text.line([(Style::Bold, headline(stacks))]);
+    let total = stacks.basis.shown_ns;
+    if total > 0 {
+        let mut writer = Writer {
+            text: &mut text,
+            total,
+        };
+        let root = tree(stacks);
+        writer.header();
+        let (shown, rest) = split(root.sorted(), total);
+        for (name, process) in shown {
+            writer.row(process, "", name);
+            writer.below(process, "");
+        }
+        writer.rest(&rest, "");
+    }
+    text.gap();
+    for line in coverage::text(stacks).lines() {
+        text.line([(Style::Dim, line.to_owned())]);
+    }
+    text
+}
+
+/// What costs most, in a sentence.
+fn headline(stacks: &Stacks) -> String {
+    let title = coverage::whom(stacks);
+    let shown = match stacks.shown.mode {
+        Mode::Cpu => "CPU time",
+        Mode::Off => "time off the CPU",
+        Mode::Wall => "thread time",
+    };
+    let total = stacks.basis.shown_ns;
+    let of = format!("{} {shown}", duration(total));
+    match stacks.hottest() {
+        Some((class, function, ns)) if total > 0 => format!(
+            "{title}: {} of {of} is {class} in `{function}`",
+            percent(ns, total)
+        ),
+        _ if total > 0 => format!("{title}: {of}, none of it with a stack"),
+        _ => format!("{title}: no {shown} to show"),
+    }
+}
+
+fn tree(stacks: &Stacks) -> Node {
+    let mut root = Node::default();
+    for (place, amount) in stacks.in_order() {
+        let process = &stacks.processes[place.process as usize];
+        let name = format!("{} (pid {})", process.comm, process.pid);
+        let names = names(stacks, place);
+        let (class, ns) = (place.class.as_str(), amount.time_ns);
+        let mut node = root.add(class, ns);
+        for name in std::iter::once(name).chain(names) {
+            node = node.below.entry(name).or_default().add(class, ns);
+        }
+    }
+    root
+}
+
+/// A stack's functions, and the file of those without a name.
+fn names(stacks: &Stacks, place: &Place) -> Vec<String> {
+    let frames = place.stack.iter().map(|id| &stacks.frames[*id as usize]);
+    let mut names: Vec<String> = frames
+        .map(|f| match (&f.frame.module, f.frame.symbolized) {
+            (Some(module), true) if module.starts_with("[anon") => {
+                format!("{} {}", f.frame.name, base_name(module))
+            }
+            _ => f.frame.name.clone(),
+        })
+        .collect();
+    if names.is_empty() {
+        names.push(NO_STACK.to_owned());
+    }
+    names
+}
+
+/// Nodes large enough to be shown, and the others.
+fn split<'a>(
+    nodes: Vec<(&'a String, &'a Node)>,
+    total: u64,
+) -> (Vec<(&'a String, &'a Node)>, Vec<&'a Node>) {
+    let (shown, rest): (Vec<_>, Vec<_>) = nodes
+        .into_iter()
+        .partition(|(_, node)| u128::from(node.ns) * u128::from(CUT) >= u128::from(total));
+    (shown, rest.into_iter().map(|(_, node)| node).collect())
+}
+
+struct Writer<'a> {
+    text: &'a mut Text,
+    total: u64,
+}
+
+impl Writer<'_> {
+    fn header(&mut self) {
+        self.text.gap();
+        let header = format!("{:>8} {:>9}  call path", "share", "time");
+        self.text.line([(Style::Dim, header)]);
+    }
+
+    fn row(&mut self, node: &Node, branch: &str, what: &str) {
+        let figures = format!(
+            "{:>8} {:>9}  ",
+            percent(node.ns, self.total),
+            duration(node.ns)
+        );
+        let mut spans: Vec<Span> = vec![
+            plain(figures),
+            (Style::Dim, branch.to_owned()),
+            plain(what),
+            plain("  "),
+        ];
+        spans.extend(classes(node));
+        self.text.line(spans);
+    }
+
+    /// What a node calls, cut below the hundredth part, chains without a branch on one line.
+    fn below(&mut self, node: &Node, indent: &str) {
+        let (shown, rest) = split(node.sorted(), self.total);
+        let last = shown.len() + usize::from(!rest.is_empty());
+        for (i, (name, child)) in shown.into_iter().enumerate() {
+            let (names, end) = chain(name, child);
+            let (branch, pad) = match i + 1 == last {
+                true => ("└ ", "  "),
+                false => ("├ ", "│ "),
+            };
+            self.row(end, &format!("{indent}{branch}"), &folded(&names));
+            self.below(end, &format!("{indent}{pad}"));
+        }
+        self.rest(&rest, &format!("{indent}└ "));
+    }
+
+    fn rest(&mut self, rest: &[&Node], branch: &str) {
+        let mut sum = Node::default();
+        for node in rest {
+            for (class, ns) in &node.classes {
+                sum.add(class, *ns);
+            }
+        }
+        if sum.ns > 0 {
+            let what = match rest.len() {
+                1 => "… one more, under 1 %".to_owned(),
+                n => format!("… {} more, each under 1 %", count(n as u64)),
+            };
+            self.row(&sum, branch, &what);
+        }
+    }
+}
+
+/// Follows calls as long as all the time goes to one.
+fn chain<'a>(name: &'a str, node: &'a Node) -> (Vec<&'a str>, &'a Node) {
+    let (mut names, mut end) = (vec![name], node);
+    while end.below.len() == 1
+        && let Some((name, next)) = end.below.iter().next()
+        && next.ns == end.ns
+    {
+        names.push(name);
+        end = next;
+    }
+    (names, end)
+}
+
+/// A chain on one line; the middle of a long one is counted.
+fn folded(names: &[&str]) -> String {
+    let (first, last) = CHAIN;
+    let left_out = names.len().saturating_sub(first + last);
+    if left_out < 2 {
+        return names.join(" → ");
+    }
+    format!(
+        "{} → … {left_out} … → {}",
+        names[..first].join(" → "),
+        names[names.len() - last..].join(" → ")
+    )
+}
+
+/// The classes of a node's time: one name where it is all in it, else the largest with shares.
+fn classes(node: &Node) -> Vec<Span> {
+    let mut classes: Vec<(&String, u64)> = node.classes.iter().map(|(c, ns)| (c, *ns)).collect();
+    classes.sort_by_key(|(_, ns)| std::cmp::Reverse(*ns));
+    let mut spans = Vec::new();
+    for (i, (class, ns)) in classes.iter().take(3).enumerate() {
+        let text = match classes.len() {
+            1 => (*class).clone(),
+            _ => format!("{class} {}", percent(*ns, node.ns)),
+        };
+        if i > 0 {
+            spans.push(plain(", "));
+        }
+        spans.push((style(class), text));
+    }
+    if classes.len() > 3 {
+        spans.push(plain(", …"));
+    }
+    spans
+}
+
+/// Warm on the CPU, as in the flame graph.
+fn style(class: &str) -> Style {
+    match class {
+        "cpu.user" | "cpu.kernel" => Style::Red,
+        "runq" => Style::Yellow,
+        "idle" | "timer" => Style::Dim,
+        _ => Style::Cyan,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::fixtures::{report, shown, stacks};
+
+    #[test]
+    fn the_tree_is_merged_over_classes_and_begins_with_what_costs_most() {
+        let printed = text(&stacks(shown(Mode::Wall, false))).print(false);
+        let lines: Vec<&str> = printed.lines().collect();
+        assert_eq!(
+            lines[..12],
+            [
+                "app (pid 77): 33 % of 9.00 µs thread time is lock in `app::update`",
+                "",
+                "   share      time  call path",
+                "   100 %   9.00 µs  app (pid 77)  cpu.user 44 %, lock 33 %, cpu.kernel 11 %, …",
+                "    92 %   8.30 µs  ├ main  cpu.user 48 %, lock 36 %, cpu.kernel 12 %, …",
+                "    67 %   6.00 µs  │ ├ app::work  cpu.user 50 %, lock 50 %",
+                "    33 %   3.00 µs  │ │ ├ app::hash  cpu.user",
+                "    33 %   3.00 µs  │ │ └ app::update → futex_wait  lock",
+                "    11 %   1.00 µs  │ ├ libx.so+0x12; 3  cpu.user",
+                "    11 %   1.00 µs  │ ├ read → vfs_read  cpu.kernel",
+                "   3.3 %    300 ns  │ └ fsync → ext4_sync_file  disk",
+                "   7.8 %    700 ns  └ [no stack]  runq 71 %, disk 29 %",
+            ],
+            "{printed}"
+        );
+        assert!(
+            lines[13].starts_with("coverage: 9.00 µs of 10.0 µs"),
+            "{printed}"
+        );
+        assert!(!printed.contains('\x1b'));
+    }
+
+    #[test]
+    fn paths_under_a_hundredth_are_summed_and_counted() {
+        let mut report = report();
+        let classes = &mut report.processes[0].ledger.process.classes;
+        classes.insert("cpu.user".into(), 1_000_000);
+        let mut stacks = Stacks::new(shown(Mode::Wall, false));
+        stacks.window(report);
+        let printed = text(&stacks).print(false);
+        assert!(
+            printed.contains("└ … 2 more, each under 1 %  "),
+            "{printed}"
+        );
+        assert!(!printed.contains("fsync"), "{printed}");
+    }
+
+    #[test]
+    fn a_long_chain_says_how_many_it_leaves_out() {
+        assert_eq!(
+            folded(&["a", "b", "c", "d", "e", "f"]),
+            "a → b → c → d → e → f"
+        );
+        assert_eq!(
+            folded(&["a", "b", "c", "d", "e", "f", "g"]),
+            "a → b → … 2 … → e → f → g"
+        );
+    }
+
+    #[test]
+    fn nothing_to_show_is_said() {
+        let printed = text(&Stacks::new(shown(Mode::Cpu, false))).print(false);
+        assert!(
+            printed.starts_with("nobody: no CPU time to show\n"),
+            "{printed}"
+        );
+    }
+}
