@@ -22,6 +22,9 @@ use crate::{
 const CUT: u64 = 100;
 /// Of a chain of calls without a branch, names shown at its begin and at its end.
 const CHAIN: (usize, usize) = (2, 3);
+/// A name longer than this is shown without what stands in its angle brackets and parentheses: of
+/// Rust's and C++'s names that is most. The other formats have them whole.
+const LONG: usize = 40;
 
 /// A function reached by one path of calls.
 #[derive(Default)]
@@ -63,7 +66,9 @@ pub fn text(stacks: &Stacks) -> Text {
             writer.row(process, "", name);
             writer.below(process, "");
         }
-        writer.rest(&rest, "");
+        if let Some(rest) = large(&rest, total) {
+            writer.rest(&rest, "");
+        }
     }
     text.gap();
     for line in coverage::text(stacks).lines() {
@@ -131,7 +136,7 @@ fn split<'a>(
 ) -> (Vec<(&'a String, &'a Node)>, Vec<&'a Node>) {
     let (shown, rest): (Vec<_>, Vec<_>) = nodes
         .into_iter()
-        .partition(|(_, node)| u128::from(node.ns) * u128::from(CUT) >= u128::from(total));
+        .partition(|(_, node)| is_large(node.ns, total));
     (shown, rest.into_iter().map(|(_, node)| node).collect())
 }
 
@@ -143,7 +148,10 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn header(&mut self) {
         self.text.gap();
-        let header = format!("{:>8} {:>9}  call path", "share", "time");
+        let header = format!(
+            "{:>8} {:>9}  call path (without those under 1 %)",
+            "share", "time"
+        );
         self.text.line([(Style::Dim, header)]);
     }
 
@@ -166,42 +174,47 @@ impl Writer<'_> {
     /// What a node calls, cut below the hundredth part, chains without a branch on one line.
     fn below(&mut self, node: &Node, indent: &str) {
         let (shown, rest) = split(node.sorted(), self.total);
-        let last = shown.len() + usize::from(!rest.is_empty());
+        let rest = large(&rest, self.total);
+        let last = shown.len() + usize::from(rest.is_some());
         for (i, (name, child)) in shown.into_iter().enumerate() {
-            let (names, end) = chain(name, child);
+            let (names, end) = chain(name, child, self.total);
             let (branch, pad) = match i + 1 == last {
                 true => ("└ ", "  "),
                 false => ("├ ", "│ "),
             };
-            self.row(end, &format!("{indent}{branch}"), &folded(&names));
+            self.row(child, &format!("{indent}{branch}"), &folded(&names));
             self.below(end, &format!("{indent}{pad}"));
         }
-        self.rest(&rest, &format!("{indent}└ "));
+        if let Some(rest) = rest {
+            self.rest(&rest, &format!("{indent}└ "));
+        }
     }
 
-    fn rest(&mut self, rest: &[&Node], branch: &str) {
-        let mut sum = Node::default();
-        for node in rest {
-            for (class, ns) in &node.classes {
-                sum.add(class, *ns);
-            }
-        }
-        if sum.ns > 0 {
-            let what = match rest.len() {
-                1 => "… one more, under 1 %".to_owned(),
-                n => format!("… {} more, each under 1 %", count(n as u64)),
-            };
-            self.row(&sum, branch, &what);
-        }
+    fn rest(&mut self, (n, sum): &(usize, Node), branch: &str) {
+        let what = format!("… {} more, each under 1 %", count(*n as u64));
+        self.row(sum, branch, &what);
     }
 }
 
-/// Follows calls as long as all the time goes to one.
-fn chain<'a>(name: &'a str, node: &'a Node) -> (Vec<&'a str>, &'a Node) {
+/// Small nodes that come to a hundredth together: how many, and their sum.
+fn large(nodes: &[&Node], total: u64) -> Option<(usize, Node)> {
+    let mut sum = Node::default();
+    for (class, ns) in nodes.iter().flat_map(|node| &node.classes) {
+        sum.add(class, *ns);
+    }
+    is_large(sum.ns, total).then_some((nodes.len(), sum))
+}
+
+fn is_large(ns: u64, total: u64) -> bool {
+    u128::from(ns) * u128::from(CUT) >= u128::from(total)
+}
+
+/// Follows calls as long as all the time goes to one, but for less than a hundredth.
+fn chain<'a>(name: &'a str, node: &'a Node, total: u64) -> (Vec<&'a str>, &'a Node) {
     let (mut names, mut end) = (vec![name], node);
-    while end.below.len() == 1
-        && let Some((name, next)) = end.below.iter().next()
-        && next.ns == end.ns
+    while let Some((name, next)) = end.below.iter().max_by_key(|(_, next)| next.ns)
+        && !is_large(node.ns - next.ns, total)
+        && is_large(next.ns, total)
     {
         names.push(name);
         end = next;
@@ -209,10 +222,37 @@ fn chain<'a>(name: &'a str, node: &'a Node) -> (Vec<&'a str>, &'a Node) {
     (names, end)
 }
 
+/// A name without what stands in brackets, where it is long.
+fn short(name: &str) -> String {
+    if name.chars().count() <= LONG {
+        return name.to_owned();
+    }
+    let (mut out, mut depth) = (String::new(), 0u32);
+    let mut before = ' ';
+    for c in name.chars() {
+        let arrow = c == '>' && matches!(before, '-' | '=');
+        before = c;
+        if matches!(c, '>' | ')') && !arrow {
+            depth = depth.saturating_sub(1);
+        }
+        if depth == 0 {
+            out.push(c);
+        }
+        if matches!(c, '<' | '(') {
+            if depth == 0 {
+                out.push('…');
+            }
+            depth += 1;
+        }
+    }
+    out
+}
+
 /// A chain on one line; the middle of a long one is counted.
 fn folded(names: &[&str]) -> String {
     let (first, last) = CHAIN;
     let left_out = names.len().saturating_sub(first + last);
+    let names: Vec<String> = names.iter().map(|name| short(name)).collect();
     if left_out < 2 {
         return names.join(" → ");
     }
@@ -268,7 +308,7 @@ mod tests {
             [
                 "app (pid 77): 33 % of 9.00 µs thread time is lock in `app::update`",
                 "",
-                "   share      time  call path",
+                "   share      time  call path (without those under 1 %)",
                 "   100 %   9.00 µs  app (pid 77)  cpu.user 44 %, lock 33 %, cpu.kernel 11 %, …",
                 "    92 %   8.30 µs  ├ main  cpu.user 48 %, lock 36 %, cpu.kernel 12 %, …",
                 "    67 %   6.00 µs  │ ├ app::work  cpu.user 50 %, lock 50 %",
@@ -292,12 +332,13 @@ mod tests {
     fn paths_under_a_hundredth_are_summed_and_counted() {
         let mut report = report();
         let classes = &mut report.processes[0].ledger.process.classes;
-        classes.insert("cpu.user".into(), 1_000_000);
-        let mut stacks = Stacks::new(shown(Mode::Wall, false));
+        classes.insert("cpu.user".into(), 200_000);
+        classes.insert("lock".into(), 1_500);
+        let mut stacks = Stacks::new(shown(Mode::Wall, true));
         stacks.window(report);
         let printed = text(&stacks).print(false);
         assert!(
-            printed.contains("└ … 2 more, each under 1 %  "),
+            printed.contains("    └ … 3 more, each under 1 %  cpu.kernel "),
             "{printed}"
         );
         assert!(!printed.contains("fsync"), "{printed}");
@@ -313,6 +354,27 @@ mod tests {
             folded(&["a", "b", "c", "d", "e", "f", "g"]),
             "a → b → … 2 … → e → f → g"
         );
+    }
+
+    #[test]
+    fn a_long_name_is_shown_without_its_parameters() {
+        for (name, want) in [
+            ("short<T>", "short<T>"),
+            (
+                "<alloc::boxed::Box<dyn core::ops::FnOnce<(), Output = ()> + Send> as core::ops::FnOnce<()>>::call_once",
+                "<…>::call_once",
+            ),
+            (
+                "std::map<int, std::string>::operator[](int const&, fn() -> long)",
+                "std::map<…>::operator[](…)",
+            ),
+            (
+                "call_once<perf_agent::demo::run::{closure_env#1}, core::result::Result<(), E>>",
+                "call_once<…>",
+            ),
+        ] {
+            assert_eq!(short(name), want);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Names the frames of stacks: blazesym (ELF, DWARF, kallsyms) and perf maps, as soon as a stack
 //! arrives, so that a target which exits has been symbolized already.
 
+mod mappings;
 mod perf_map;
 
 use std::{collections::HashMap, fs};
@@ -13,14 +14,14 @@ use blazesym::{
     },
 };
 
-use self::perf_map::PerfMaps;
+use self::{
+    mappings::{Mapping, is_memory, mappings},
+    perf_map::PerfMaps,
+};
 use crate::drain::{FrameFact, StackFact};
 
 /// Most frames remembered; past it the cache starts anew.
 const MAX_CACHED: usize = 65536;
-
-/// What memory without a file or a name is called.
-const ANONYMOUS: &str = "[anon]";
 
 /// Symbolizes stacks, remembering every frame.
 pub struct Stacks {
@@ -30,15 +31,6 @@ pub struct Stacks {
     frames: HashMap<(u32, u64), Vec<FrameFact>>,
     maps: HashMap<u32, Vec<Mapping>>,
     perf_maps: PerfMaps,
-}
-
-/// One line of `/proc/PID/maps`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mapping {
-    start: u64,
-    end: u64,
-    offset: u64,
-    name: String,
 }
 
 impl Stacks {
@@ -128,19 +120,8 @@ impl Stacks {
         } else {
             self.ask(&process(pid, true), addresses)
         };
-        let left: Vec<u64> = addresses
-            .iter()
-            .zip(&found)
-            .filter(|(_, f)| f.is_empty())
-            .map(|(a, _)| *a)
-            .collect();
-        if pid != 0 && !left.is_empty() {
-            // Debug information covers a part of most programs (their own code and not their
-            // libraries'); where it has nothing the symbol table may.
-            let mut again = self.ask(&process(pid, false), &left).into_iter();
-            for frames in found.iter_mut().filter(|f| f.is_empty()) {
-                *frames = again.next().unwrap_or_default();
-            }
+        if pid != 0 {
+            self.ask_symbols(pid, addresses, &mut found);
         }
         for (address, mut frames) in addresses.iter().zip(found) {
             if frames.is_empty() {
@@ -152,6 +133,27 @@ impl Stacks {
                 frames.push(frame);
             }
             self.frames.insert((pid, *address), frames);
+        }
+    }
+
+    /// Asks the symbol table where debug information says nothing (it covers a part of most
+    /// programs: their own code and not their libraries') or names a Rust function without its
+    /// path, as it does where it is made for line numbers alone.
+    fn ask_symbols(&self, pid: u32, addresses: &[u64], found: &mut [Vec<FrameFact>]) {
+        let at: Vec<usize> = (0..found.len())
+            .filter(|i| found[*i].last().is_none_or(lacks_path))
+            .collect();
+        if at.is_empty() {
+            return;
+        }
+        let addresses: Vec<u64> = at.iter().map(|i| addresses[*i]).collect();
+        let symbols = self.ask(&process(pid, false), &addresses);
+        for (i, mut symbol) in at.into_iter().zip(symbols) {
+            match (found[i].last_mut(), symbol.pop()) {
+                (Some(frame), Some(symbol)) => frame.name = symbol.name,
+                (None, Some(symbol)) => found[i].push(symbol),
+                (_, None) => {}
+            }
         }
     }
 
@@ -219,13 +221,11 @@ fn process(pid: u32, debug_syms: bool) -> Source<'static> {
     Source::Process(process)
 }
 
-/// Whether what is mapped is memory that a program filled, and no file on a disk.
-fn is_memory(name: &str) -> bool {
-    const MADE_UP: [&str; 4] = ["/memfd:", "/dev/zero", "/dev/shm/", "/SYSV"];
-    match name.starts_with('/') {
-        true => MADE_UP.iter().any(|start| name.starts_with(start)),
-        false => name.starts_with("[anon"),
-    }
+/// Whether a function's name is bare where it stands in a Rust source file.
+fn lacks_path(frame: &FrameFact) -> bool {
+    let source = frame.source.as_deref().unwrap_or_default();
+    let file = source.split(':').next().unwrap_or_default();
+    file.ends_with(".rs") && !frame.name.contains("::")
 }
 
 /// A function and those inlined in it at the address, innermost first.
@@ -267,36 +267,6 @@ fn strip_scheduler(frames: &mut Vec<FrameFact>) {
     if let Some(last) = frames.iter().take(16).rposition(scheduler) {
         frames.drain(..=last);
     }
-}
-
-/// The last column, which may have spaces.
-fn name_of<'a>(words: impl Iterator<Item = &'a str>) -> String {
-    let name = words.collect::<Vec<_>>().join(" ");
-    match name.strip_suffix(" (deleted)").unwrap_or(&name) {
-        "" => ANONYMOUS.to_owned(),
-        name => name.to_owned(),
-    }
-}
-
-fn mappings(text: &str) -> Vec<Mapping> {
-    text.lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let (start, end) = words.next()?.split_once('-')?;
-            let hex = |s| u64::from_str_radix(s, 16).ok();
-            let permissions = words.next()?;
-            let offset = words.next()?;
-            if !permissions.contains('x') {
-                return None;
-            }
-            Some(Mapping {
-                start: hex(start)?,
-                end: hex(end)?,
-                offset: hex(offset)?,
-                name: name_of(words.skip(2)),
-            })
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -342,30 +312,6 @@ mod tests {
         assert_eq!(
             (frame.name.as_str(), frame.symbolized),
             ("thing+0x4010", false)
-        );
-    }
-
-    #[test]
-    fn what_is_memory_is_told_from_files() {
-        let maps = "1000-2000 r-xp 0 0:0 0\n\
-            3000-4000 rwxp 0 0:0 0 [anon: v8 code]\n\
-            5000-6000 r-xp 1000 0:1 9 /memfd:doublemapper (deleted)\n\
-            7000-8000 r-xp 0 fe:0 7 /usr/bin/old (deleted)\n\
-            9000-a000 r-xp 0 0:0 0 [vdso]\n";
-        let read = mappings(maps);
-        let read: Vec<(&str, bool)> = read
-            .iter()
-            .map(|m| (m.name.as_str(), is_memory(&m.name)))
-            .collect();
-        assert_eq!(
-            read,
-            [
-                ("[anon]", true),
-                ("[anon: v8 code]", true),
-                ("/memfd:doublemapper", true),
-                ("/usr/bin/old", false),
-                ("[vdso]", false),
-            ]
         );
     }
 
