@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use crate::model::{Evidence, Finding, Level, Site, State, WindowReport};
 use view::View;
 
-pub(crate) use view::{base_name, hot_function};
+pub(crate) use view::{hot_function, is_own};
 
 /// A rule: looks at one process in one window.
 pub struct Rule {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cli::Mode,
-    detect::base_name,
+    detect::is_own,
     model::Classes,
     sink::{
         text::{Span, Style, Text, plain},
@@ -20,8 +20,9 @@ use crate::{
 
 /// Parts of a hundred below which a path is not shown on its own.
 const CUT: u64 = 100;
-/// Of a chain of calls without a branch, names shown at its begin and at its end.
-const CHAIN: (usize, usize) = (2, 3);
+/// Of a chain of calls without a branch, at most so many functions of the program's own are shown,
+/// the innermost ones, beside its first and its last.
+const OWN_SHOWN: usize = 3;
 /// A name longer than this is shown without what stands in its angle brackets and parentheses: of
 /// Rust's and C++'s names that is most. The other formats have them whole.
 const LONG: usize = 40;
@@ -31,6 +32,8 @@ const LONG: usize = 40;
 struct Node {
     ns: u64,
     classes: Classes,
+    /// The program's own code, not a runtime's or the kernel's.
+    own: bool,
     below: BTreeMap<String, Node>,
 }
 
@@ -105,28 +108,23 @@ fn tree(stacks: &Stacks) -> Node {
         let names = names(stacks, place);
         let (class, ns) = (place.class.as_str(), amount.time_ns);
         let mut node = root.add(class, ns);
-        for name in std::iter::once(name).chain(names) {
+        for (name, own) in std::iter::once((name, false)).chain(names) {
             node = node.below.entry(name).or_default().add(class, ns);
+            node.own |= own;
         }
     }
     root
 }
 
-/// A stack's functions, and the file of those without a name.
-fn names(stacks: &Stacks, place: &Place) -> Vec<String> {
-    let frames = place.stack.iter().map(|id| &stacks.frames[*id as usize]);
-    let mut names: Vec<String> = frames
-        .map(|f| match (&f.frame.module, f.frame.symbolized) {
-            (Some(module), true) if module.starts_with("[anon") => {
-                format!("{} {}", f.frame.name, base_name(module))
-            }
-            _ => f.frame.name.clone(),
-        })
-        .collect();
-    if names.is_empty() {
-        names.push(NO_STACK.to_owned());
+/// A stack's functions, and whether they are the program's own.
+fn names(stacks: &Stacks, place: &Place) -> Vec<(String, bool)> {
+    if place.stack.is_empty() {
+        return vec![(NO_STACK.to_owned(), false)];
     }
-    names
+    let frames = place.stack.iter().map(|id| &stacks.frames[*id as usize]);
+    frames
+        .map(|f| (f.frame.name.clone(), !f.kernel && is_own(&f.frame)))
+        .collect()
 }
 
 /// Nodes large enough to be shown, and the others.
@@ -210,13 +208,13 @@ fn is_large(ns: u64, total: u64) -> bool {
 }
 
 /// Follows calls as long as all the time goes to one, but for less than a hundredth.
-fn chain<'a>(name: &'a str, node: &'a Node, total: u64) -> (Vec<&'a str>, &'a Node) {
-    let (mut names, mut end) = (vec![name], node);
+fn chain<'a>(name: &'a str, node: &'a Node, total: u64) -> (Vec<(&'a str, bool)>, &'a Node) {
+    let (mut names, mut end) = (vec![(name, node.own)], node);
     while let Some((name, next)) = end.below.iter().max_by_key(|(_, next)| next.ns)
         && !is_large(node.ns - next.ns, total)
         && is_large(next.ns, total)
     {
-        names.push(name);
+        names.push((name, next.own));
         end = next;
     }
     (names, end)
@@ -248,19 +246,27 @@ fn short(name: &str) -> String {
     out
 }
 
-/// A chain on one line; the middle of a long one is counted.
-fn folded(names: &[&str]) -> String {
-    let (first, last) = CHAIN;
-    let left_out = names.len().saturating_sub(first + last);
-    let names: Vec<String> = names.iter().map(|name| short(name)).collect();
-    if left_out < 2 {
-        return names.join(" → ");
+/// A chain on one line. Of a long one the ends are shown and what the program's own code is in it;
+/// the others are counted.
+fn folded(names: &[(&str, bool)]) -> String {
+    let last = names.len().saturating_sub(1);
+    let own = (0..names.len()).rev().filter(|i| names[*i].1);
+    let mut shown: Vec<usize> = own.take(OWN_SHOWN).chain([0, last]).collect();
+    shown.sort_unstable();
+    shown.dedup();
+    let mut parts = Vec::new();
+    let mut next = 0;
+    for i in shown {
+        match i - next {
+            0 => {}
+            // A mark would be as long.
+            1 => parts.push(short(names[next].0)),
+            n => parts.push(format!("… {n} …")),
+        }
+        parts.push(short(names[i].0));
+        next = i + 1;
     }
-    format!(
-        "{} → … {left_out} … → {}",
-        names[..first].join(" → "),
-        names[names.len() - last..].join(" → ")
-    )
+    parts.join(" → ")
 }
 
 /// The classes of a node's time: one name where it is all in it, else the largest with shares.
@@ -345,14 +351,19 @@ mod tests {
     }
 
     #[test]
-    fn a_long_chain_says_how_many_it_leaves_out() {
+    fn a_long_chain_shows_its_ends_and_own_code_and_counts_the_others() {
+        let chain = |marked: &str| {
+            let names: Vec<(&str, bool)> = marked
+                .split(' ')
+                .map(|name| (name.trim_start_matches('*'), name.starts_with('*')))
+                .collect();
+            folded(&names)
+        };
+        assert_eq!(chain("a"), "a");
+        assert_eq!(chain("a b c"), "a → b → c");
         assert_eq!(
-            folded(&["a", "b", "c", "d", "e", "f"]),
-            "a → b → c → d → e → f"
-        );
-        assert_eq!(
-            folded(&["a", "b", "c", "d", "e", "f", "g"]),
-            "a → b → … 2 … → e → f → g"
+            chain("start r r r *main *load r *parse *read k k k end"),
+            "start → … 4 … → load → r → parse → read → … 3 … → end"
         );
     }
 
