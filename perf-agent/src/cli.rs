@@ -77,6 +77,7 @@ pub enum Command {
         after_help = profile::EXAMPLES,
         mut_arg("syscalls", |a| a.hide(true).default_value("off")),
         mut_arg("stacks", |a| a.hide(true)),
+        mut_arg("interval", |a| a.hide(true)),
         mut_arg("inlines", |a| a.default_value("on"))
     )]
     Profile(ProfileArgs),

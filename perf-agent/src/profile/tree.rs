@@ -172,7 +172,8 @@ impl Writer<'_> {
     /// What a node calls, cut below the hundredth part, chains without a branch on one line.
     fn below(&mut self, node: &Node, indent: &str) {
         let (shown, rest) = split(node.sorted(), self.total);
-        let rest = large(&rest, self.total);
+        // Where there is nothing else, the row above says it all.
+        let rest = large(&rest, self.total).filter(|_| !shown.is_empty());
         let last = shown.len() + usize::from(rest.is_some());
         for (i, (name, child)) in shown.into_iter().enumerate() {
             let (names, end) = chain(name, child, self.total);
