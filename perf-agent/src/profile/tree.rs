@@ -20,6 +20,8 @@ use crate::{
 
 /// Parts of a hundred below which a path is not shown on its own.
 const CUT: u64 = 100;
+/// A chain of calls ends where one part in this many of its time has left it.
+const CHAIN_LOSS: u64 = 10;
 /// Of a chain of calls without a branch, at most so many functions of the program's own are shown,
 /// the innermost ones, beside its first and its last.
 const OWN_SHOWN: usize = 3;
@@ -208,14 +210,16 @@ fn is_large(ns: u64, total: u64) -> bool {
     u128::from(ns) * u128::from(CUT) >= u128::from(total)
 }
 
-/// Follows calls as long as all the time goes to one, but for less than a hundredth.
+/// Follows calls as long as nearly all the time goes to one: what leaves the chain on its way is
+/// small, each and together.
 fn chain<'a>(name: &'a str, node: &'a Node, total: u64) -> (Vec<(&'a str, bool)>, &'a Node) {
     let (mut names, mut end) = (vec![(name, node.own)], node);
-    while let Some((name, next)) = end.below.iter().max_by_key(|(_, next)| next.ns)
-        && !is_large(node.ns - next.ns, total)
+    while let [(name, next), others @ ..] = end.sorted().as_slice()
         && is_large(next.ns, total)
+        && !others.first().is_some_and(|(_, n)| is_large(n.ns, total))
+        && (!is_large(node.ns - next.ns, total) || node.ns - next.ns <= node.ns / CHAIN_LOSS)
     {
-        names.push((name, next.own));
+        names.push((name.as_str(), next.own));
         end = next;
     }
     (names, end)
