@@ -55,6 +55,7 @@ pub fn frame(name: &str, module: &str) -> Frame {
         module: Some(module.into()),
         source: Some("main.c:12".into()),
         symbolized: true,
+        inlined: false,
     }
 }
 
@@ -66,7 +67,10 @@ fn full_site(detail: Detail) -> Site {
         sum_ns: 300,
         max_ns: 200,
         detail: Some(detail),
-        user_stack: vec![frame("worker", "/usr/bin/server")],
+        user_stack: vec![Frame {
+            inlined: true,
+            ..frame("worker", "/usr/bin/server")
+        }],
         kernel_stack: vec![frame("futex_wait", "[kernel]")],
     }
 }

@@ -16,6 +16,7 @@ mod fixtures;
 pub mod hash;
 pub mod kernel;
 pub mod model;
+pub mod profile;
 pub mod replay;
 pub mod schema;
 pub mod signals;

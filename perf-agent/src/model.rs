@@ -333,7 +333,7 @@ pub enum Detail {
 }
 
 /// One frame of a stack.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Frame {
     /// Demangled function, or `module+0xoffset` where there is no symbol, or the bare address.
     pub name: String,
@@ -345,6 +345,9 @@ pub struct Frame {
     pub source: Option<String>,
     /// False where `name` is not a symbol.
     pub symbolized: bool,
+    /// Its code stands inside that of the next frame; told with `--inlines on`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub inlined: bool,
 }
 
 /// A contended futex.

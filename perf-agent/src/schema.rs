@@ -22,6 +22,7 @@ mod tests {
         ".led_by",
         ".hook_ns",
         ".module",
+        ".inlined",
         "(file).path",
         ".rtt_max_ns",
         ".rtt_min_ns",

@@ -26,6 +26,7 @@ use crate::{
     },
     kernel::LoadOptions,
     sink::{Sink, reader_gone},
+    symbolize::Stacks,
     target::Target,
 };
 
@@ -152,10 +153,11 @@ async fn trace(target: Target, collect: &Collect, consumer: &mut dyn Consumer) -
         syscalls: mode_name(collect.syscalls).to_owned(),
         ..Start::default()
     };
+    let stacks = Stacks::new(collect.inlines == Switch::On);
     let decode = decode::Options {
         raw: collect.unsafe_raw,
     };
-    let mut live = Live::attach(&load_options(collect), decode, &pids, start)?;
+    let mut live = Live::attach(&load_options(collect), stacks, decode, &pids, start)?;
     let mut session = Session {
         slices: match collect.syscalls {
             SyscallMode::Sampled => Some(Slices::new(monotonic_ns())),

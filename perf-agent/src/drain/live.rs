@@ -97,6 +97,7 @@ impl Live {
     /// As [`Kernel::load`] and [`Kernel::attach`]; a target that is not there.
     pub fn attach(
         options: &LoadOptions,
+        stacks: Stacks,
         decode: decode::Options,
         targets: &[u32],
         mut start: Start,
@@ -118,7 +119,7 @@ impl Live {
             frames: Vec::new(),
             processes: HashMap::new(),
             slots: Slots::default(),
-            stacks: Stacks::default(),
+            stacks,
             names: Names::default(),
             kinds: tables::sys_kinds().to_vec(),
             received: 0,
@@ -138,8 +139,7 @@ impl Live {
             closed: Vec::new(),
         };
         live.connections.preexisting(sockets_before);
-        (start.realtime_ns, start.monotonic_ns) =
-            (clock_ns(libc::CLOCK_REALTIME), monotonic_ns());
+        (start.realtime_ns, start.monotonic_ns) = (clock_ns(libc::CLOCK_REALTIME), monotonic_ns());
         for pid in targets {
             match live.seed(*pid) {
                 Err(e) if fs::exists(format!("/proc/{pid}")).unwrap_or(true) => return Err(e),

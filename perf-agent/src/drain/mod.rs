@@ -168,6 +168,9 @@ pub struct FrameFact {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     pub symbolized: bool,
+    /// Its code stands inside that of the next frame outwards.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inlined: bool,
 }
 
 /// A file by inode and kernel device number.

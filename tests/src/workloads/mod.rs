@@ -12,6 +12,7 @@ pub mod forker;
 pub mod fresh_pages;
 pub mod fsyncs;
 pub mod gate;
+pub mod jit;
 pub mod lockfight;
 pub mod measured;
 pub mod meter;
@@ -40,6 +41,8 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("forker", forker::run),
     ("fresh-pages", fresh_pages::run),
     ("fsyncs", fsyncs::run),
+    ("jit", jit::run),
+    ("jit-private-tmp", jit::run_in_private_tmp),
     ("lockfight", lockfight::run),
     ("migrate", migrate::run),
     ("paced-calls", paced_calls::run),

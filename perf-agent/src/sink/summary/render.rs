@@ -3,7 +3,7 @@
 use super::peers;
 use super::sections;
 use super::state::{FindingSum, ProcessSum, State, is_idle};
-use super::text::{Align, Span, Style, Table, Text, plain};
+use crate::sink::text::{Align, Span, Style, Table, Text, plain};
 use crate::sink::units;
 
 /// Processes with a section of their own.
