@@ -196,6 +196,9 @@ pub struct Sizes {
     /// Distinct sites (stack, class, detail) in a window
     #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sites: Option<u32>,
+    /// Memory for unwind tables, in the kernel, in bytes.
+    #[arg(long, hide = true, value_name = "BYTES")]
+    pub unwind_bytes: Option<u32>,
 }
 
 /// Where the output goes. With a file the NDJSON goes there, and standard output is left to the

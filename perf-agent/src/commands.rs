@@ -134,6 +134,7 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
             ring_bytes: None,
             max_threads: None,
             max_sites: None,
+            unwind_bytes: None,
         },
     };
     let mut lines = lines(&output, Vec::new())?;

@@ -21,3 +21,4 @@ pub mod sink;
 pub mod symbolize;
 pub mod target;
 pub mod trace;
+pub mod unwind;

@@ -19,6 +19,7 @@ use perf_ebpf_common::{
         record,
         stacks::MemoStats,
         syscalls::{SyscallErrorKey, SyscallKey},
+        unwind::Stop,
     },
 };
 
@@ -35,6 +36,7 @@ use crate::{
         records::{self, Record},
     },
     symbolize::Stacks,
+    unwind::{Request, Unwinder},
 };
 
 /// Threads whose `/proc` files are read at the end of each window. Reading one takes 8 µs; a
@@ -61,6 +63,8 @@ pub struct Live {
     processes: HashMap<u32, Process>,
     slots: Slots,
     stacks: Stacks,
+    /// None where no stacks are taken.
+    unwinder: Option<Unwinder>,
     names: Names,
     kinds: Vec<u8>,
     received: u64,
@@ -101,6 +105,7 @@ impl Live {
     pub fn attach(options: &LoadOptions, targets: &[u32], start: Start) -> Result<Live> {
         let mut kernel = Kernel::load(options)?;
         fill_listeners(&kernel, targets)?;
+        let unwinder = start_unwinder(&mut kernel, options, targets)?;
         kernel.attach()?;
         let mut live = Live {
             kernel,
@@ -108,6 +113,7 @@ impl Live {
             processes: HashMap::new(),
             slots: Slots::default(),
             stacks: Stacks::default(),
+            unwinder,
             names: Names::default(),
             kinds: tables::sys_kinds().to_vec(),
             received: 0,
@@ -162,6 +168,7 @@ impl Live {
         let comm = fs::read_to_string(format!("/proc/{pid}/comm"))
             .with_context(|| format!("process {pid} is not there"))?;
         let slot = self.add_process(pid, comm.trim_end().to_owned(), now);
+        self.tell_unwinder(Request::Follow(pid));
         loop {
             let mut new = 0;
             let tasks = fs::read_dir(format!("/proc/{pid}/task"))
@@ -267,6 +274,7 @@ impl Live {
             Some(Record::Exited(r)) => self.thread_ended(r.thread.tgid, r.thread.tid),
             Some(Record::Exec(r)) => {
                 self.stacks.forget(r.tgid);
+                self.tell_unwinder(Request::Executed(r.tgid));
                 let process = self.process(r.tgid);
                 process.comm = records::comm(&r.comm);
                 process.threads.remove(&r.old_tid);
@@ -277,7 +285,17 @@ impl Live {
                 self.frames.push(Frame::Fact(Fact::Stack(fact)));
             }
             Some(Record::UnixName(..)) => {}
+            Some(Record::UnwindMissed(r)) => {
+                self.stacks.remap(r.tgid);
+                self.tell_unwinder(Request::Missed(r.tgid));
+            }
             None => self.undecodable += 1,
+        }
+    }
+
+    fn tell_unwinder(&self, request: Request) {
+        if let Some(unwinder) = &self.unwinder {
+            unwinder.tell(request);
         }
     }
 
@@ -294,6 +312,7 @@ impl Live {
     fn process_ended(&mut self, pid: u32) {
         self.processes.remove(&pid);
         self.stacks.forget(pid);
+        self.tell_unwinder(Request::Ended(pid));
         if self.slots.has(pid) {
             // What it did since the last window: nobody asks for its slot again.
             let slot = self.slots.give(pid);
@@ -384,6 +403,7 @@ impl Live {
         let fact = self.window_fact(end_ns)?;
         self.frames.push(Frame::Fact(Fact::Window(fact)));
         self.free_slots(end_ns)?;
+        self.tell_unwinder(Request::Window);
         self.count_bpf_time();
         Ok(())
     }
@@ -592,12 +612,16 @@ impl Live {
                 lost.insert(name.to_owned(), count);
             }
         }
+        let mut map_entries = BTreeMap::new();
+        map_entries.insert("threads".to_owned(), self.thread_entries as u64);
+        if let Some(unwinder) = &self.unwinder {
+            lost.extend(unwinder.counters.lost());
+            map_entries.extend(unwinder.counters.kept());
+        }
         let mut generated = 0;
         for kind in 0..record::END as u32 {
             generated += self.per_cpu_sum(&self.kernel.maps.generated, kind)?;
         }
-        let mut map_entries = BTreeMap::new();
-        map_entries.insert("threads".to_owned(), self.thread_entries as u64);
         Ok(WindowFact {
             end_ns,
             agent_cpu_ns: clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID),
@@ -609,6 +633,7 @@ impl Live {
             lost,
             inferred,
             memo: self.memo()?,
+            stack_walks: self.stack_walks()?,
             map_entries,
             syscalls_on_ns: std::mem::take(&mut self.syscalls_on_ns),
             throttled: self
@@ -624,6 +649,17 @@ impl Live {
             .lookup(&key.to_ne_bytes(), self.kernel.cpus)?
             .unwrap_or_default();
         Ok(values.chunks_exact(8).filter_map(u64::from_bytes).sum())
+    }
+
+    fn stack_walks(&self) -> Result<BTreeMap<String, u64>> {
+        let mut walks = BTreeMap::new();
+        for stop in Stop::ALL {
+            let count = self.per_cpu_sum(&self.kernel.maps.stack_walks, stop as u32)?;
+            if count > 0 {
+                walks.insert(stop.name().to_owned(), count);
+            }
+        }
+        Ok(walks)
     }
 
     fn memo(&self) -> Result<[u64; 4]> {
@@ -657,6 +693,22 @@ impl Live {
         self.kernel.detach();
         self.window()
     }
+}
+
+/// Starts building unwind tables of the targets, which goes on while the hooks are attached.
+fn start_unwinder(
+    kernel: &mut Kernel,
+    options: &LoadOptions,
+    targets: &[u32],
+) -> Result<Option<Unwinder>> {
+    let Some(maps) = kernel.maps.unwind.take().filter(|_| options.stacks) else {
+        return Ok(None);
+    };
+    let unwinder = Unwinder::start(maps).context("starting the thread of the unwind tables")?;
+    for pid in targets {
+        unwinder.tell(Request::Follow(*pid));
+    }
+    Ok(Some(unwinder))
 }
 
 /// The account of a thread that is there already.

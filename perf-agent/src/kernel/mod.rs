@@ -7,12 +7,13 @@ mod links;
 pub mod maps;
 pub mod raw;
 pub mod tables;
+pub mod unwind;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{Ebpf, EbpfLoader, maps::RingBuf, programs::ProgramError};
 use perf_ebpf_common::{
     offsets::{ABSENT, Need, Offsets},
-    signals::control::Settings,
+    signals::{control::Settings, unwind::Block},
 };
 
 pub use self::links::PROGRAMS;
@@ -33,6 +34,9 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     pub max_threads: u32,
     pub max_sites: u32,
+    /// Memory for unwind tables, in the kernel. Two million rows and their indices in 16 MiB; all
+    /// that MariaDB maps takes about three.
+    pub unwind_bytes: u32,
     /// Attach the programs' debug log.
     pub debug: bool,
 }
@@ -45,6 +49,7 @@ impl Default for LoadOptions {
             ring_bytes: 1 << 20,
             max_threads: 16384,
             max_sites: 16384,
+            unwind_bytes: 16 << 20,
             debug: false,
         }
     }
@@ -93,6 +98,7 @@ impl Kernel {
             .map_max_entries("events", options.ring_bytes)
             .map_max_entries("threads", options.max_threads)
             .map_max_entries("sites", options.max_sites)
+            .map_max_entries("unwind_words", unwind_blocks(options))
             .load(OBJECT)
             .context("creating the kernel maps")?;
         let cpus = aya::util::nr_cpus().map_err(|(what, e)| anyhow!("{what}: {e}"))?;
@@ -214,6 +220,12 @@ impl Kernel {
             });
         }
     }
+}
+
+/// Blocks of the unwind tables; the one a map must have where no stacks are taken.
+fn unwind_blocks(options: &LoadOptions) -> u32 {
+    let blocks = options.unwind_bytes / size_of::<Block>() as u32;
+    if options.stacks { blocks.max(1) } else { 1 }
 }
 
 /// The read-only globals, from the options and what the kernel is.

@@ -8,6 +8,7 @@ use perf_ebpf_common::{
         lifecycle::{Exec, ThreadExited, ThreadStarted},
         record,
         stacks::StackRecord,
+        unwind::Missed,
     },
 };
 
@@ -20,6 +21,7 @@ pub enum Record {
     Stack(StackRecord, Vec<u64>),
     /// Identity and path (`@` in front of an abstract one).
     UnixName(u64, String),
+    UnwindMissed(Missed),
 }
 
 /// Reads a record; `None` where its kind is unknown or it is too short for what it says.
@@ -49,6 +51,7 @@ pub fn parse(bytes: &[u8]) -> Option<Record> {
             let path = path.split(|b| *b == 0).next().unwrap_or_default();
             Record::UnixName(name.id, format!("{mark}{}", String::from_utf8_lossy(path)))
         }
+        record::UNWIND_MISSED => Record::UnwindMissed(Missed::from_bytes(bytes)?),
         _ => return None,
     })
 }

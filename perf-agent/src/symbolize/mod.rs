@@ -11,7 +11,19 @@ use blazesym::{
     },
 };
 
-use crate::drain::{FrameFact, StackFact};
+use object::ReadCache;
+use perf_ebpf_common::signals::unwind::EXACT;
+
+use crate::{
+    drain::{FrameFact, StackFact},
+    unwind::{
+        mappings::{self, Mapping},
+        object::Image,
+    },
+};
+
+/// Module of code that no file holds: made at run time.
+const ANONYMOUS: &str = "[anon]";
 
 /// Most frames remembered; past it the cache starts anew.
 const MAX_CACHED: usize = 65536;
@@ -23,15 +35,8 @@ pub struct Stacks {
     /// By process (0: the kernel) and address.
     frames: HashMap<(u32, u64), FrameFact>,
     maps: HashMap<u32, Vec<Mapping>>,
-}
-
-/// One line of `/proc/PID/maps`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mapping {
-    start: u64,
-    end: u64,
-    offset: u64,
-    name: String,
+    /// Build IDs of files, in hexadecimal.
+    build_ids: HashMap<String, Option<String>>,
 }
 
 impl Default for Stacks {
@@ -46,6 +51,7 @@ impl Default for Stacks {
             kernel: Source::Kernel(kernel),
             frames: HashMap::new(),
             maps: HashMap::new(),
+            build_ids: HashMap::new(),
         }
     }
 }
@@ -64,7 +70,11 @@ impl Stacks {
         let looked_up: Vec<u64> = addresses
             .iter()
             .enumerate()
-            .map(|(i, a)| if i == 0 { *a } else { a.saturating_sub(1) })
+            .map(|(i, a)| match a {
+                _ if i == 0 => *a,
+                _ if pid != 0 && a & EXACT != 0 => a & !EXACT,
+                _ => a.saturating_sub(1),
+            })
             .collect();
         let missing: Vec<u64> = looked_up
             .iter()
@@ -85,6 +95,11 @@ impl Stacks {
             strip_scheduler(&mut frames);
         }
         StackFact { id, frames }
+    }
+
+    /// The process maps code that was not known of.
+    pub fn remap(&mut self, pid: u32) {
+        self.maps.remove(&pid);
     }
 
     /// The process runs another program now.
@@ -136,22 +151,36 @@ impl Stacks {
 
     /// A frame without a symbol: module and offset, never a guess.
     fn unnamed(&mut self, pid: u32, address: u64) -> FrameFact {
-        let place = |mappings: &[Mapping]| {
+        let ids = &mut self.build_ids;
+        let mut build_id = |m: &Mapping| {
+            if m.inode == 0 {
+                return None;
+            }
+            ids.entry(m.name.clone())
+                .or_insert_with(|| {
+                    let data = ReadCache::new(fs::File::open(m.link(pid)).ok()?);
+                    let id = Image::parse(&data).ok()?.build_id()?;
+                    Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
+                })
+                .clone()
+        };
+        let mut place = |mappings: &[Mapping]| {
             let m = mappings
                 .iter()
                 .find(|m| (m.start..m.end).contains(&address))?;
-            let file = m.name.rsplit('/').next().filter(|f| !f.is_empty())?;
+            let name = if m.name.is_empty() { ANONYMOUS } else { &m.name };
+            let file = name.rsplit('/').next().unwrap_or(name);
             Some(FrameFact {
                 name: format!("{file}+{:#x}", address - m.start + m.offset),
-                module: Some(m.name.clone()),
-                source: None,
-                symbolized: false,
+                module: Some(name.to_owned()),
+                build_id: build_id(m),
+                ..FrameFact::default()
             })
         };
         let mut found = self.maps.get(&pid).and_then(|m| place(m));
         if found.is_none() && pid != 0 {
             let mappings =
-                mappings(&fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default());
+                mappings::parse(&fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default());
             found = place(&mappings);
             self.maps.insert(pid, mappings);
         }
@@ -175,6 +204,7 @@ fn named(result: &Symbolized<'_>) -> Option<FrameFact> {
             None => c.to_path().display().to_string(),
         }),
         symbolized: true,
+        ..FrameFact::default()
     })
 }
 
@@ -190,27 +220,6 @@ fn strip_scheduler(frames: &mut Vec<FrameFact>) {
     if let Some(last) = frames.iter().take(16).rposition(scheduler) {
         frames.drain(..=last);
     }
-}
-
-fn mappings(text: &str) -> Vec<Mapping> {
-    text.lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let (start, end) = words.next()?.split_once('-')?;
-            let hex = |s| u64::from_str_radix(s, 16).ok();
-            let permissions = words.next()?;
-            let offset = words.next()?;
-            if !permissions.contains('x') {
-                return None;
-            }
-            Some(Mapping {
-                start: hex(start)?,
-                end: hex(end)?,
-                offset: hex(offset)?,
-                name: words.nth(2)?.to_owned(),
-            })
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -239,19 +248,9 @@ mod tests {
 
     #[test]
     fn an_address_without_a_symbol_is_a_module_and_an_offset() {
-        let maps =
-            "1000-2000 r-xp 00004000 fe:00 77   /usr/bin/thing\n3000-4000 rw-p 00000000 00:00 0\n";
-        assert_eq!(
-            mappings(maps),
-            [Mapping {
-                start: 0x1000,
-                end: 0x2000,
-                offset: 0x4000,
-                name: "/usr/bin/thing".into()
-            }]
-        );
+        let maps = "1000-2000 r-xp 00004000 fe:00 77   /usr/bin/thing\n";
         let mut stacks = Stacks::default();
-        stacks.maps.insert(7, mappings(maps));
+        stacks.maps.insert(7, mappings::parse(maps));
         let frame = stacks.unnamed(7, 0x1010);
         assert_eq!(
             (frame.name.as_str(), frame.symbolized),

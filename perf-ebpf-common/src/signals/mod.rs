@@ -6,6 +6,7 @@ pub mod ledger;
 pub mod lifecycle;
 pub mod stacks;
 pub mod syscalls;
+pub mod unwind;
 
 use crate::{histogram::BUCKETS, wire};
 
@@ -33,8 +34,10 @@ pub mod record {
     pub const STACK: u32 = 4;
     /// [`super::ledger::UnixName`]
     pub const UNIX_NAME: u32 = 5;
+    /// [`super::unwind::Missed`]
+    pub const UNWIND_MISSED: u32 = 12;
     /// One past the largest.
-    pub const END: usize = 6;
+    pub const END: usize = 13;
 }
 
 /// Count, sum, maximum and histogram of something timed. Cumulative; user space takes differences.

@@ -6,3 +6,4 @@ pub mod ledger;
 pub mod lifecycle;
 pub mod stacks;
 pub mod syscalls;
+pub mod unwind;
