@@ -30,7 +30,7 @@ use super::{
     slots::{self, Slots},
 };
 use crate::{
-    kernel::{Kernel, LoadOptions, host, raw::NOEXIST, tables},
+    kernel::{Kernel, LoadOptions, host, raw::NOEXIST, tables, unwind::UnwindMaps},
     signals::{
         histograms,
         records::{self, Record},
@@ -103,9 +103,12 @@ impl Live {
     /// # Errors
     /// As [`Kernel::load`] and [`Kernel::attach`]; a target that is not there.
     pub fn attach(options: &LoadOptions, targets: &[u32], start: Start) -> Result<Live> {
-        let mut kernel = Kernel::load(options)?;
+        let mut unwinder = None;
+        let mut kernel = Kernel::load_and(options, |maps| {
+            unwinder = start_unwinder(maps.unwind.take().filter(|_| options.stacks), targets)?;
+            Ok(())
+        })?;
         fill_listeners(&kernel, targets)?;
-        let unwinder = start_unwinder(&mut kernel, options, targets)?;
         kernel.attach()?;
         let mut live = Live {
             kernel,
@@ -695,13 +698,9 @@ impl Live {
     }
 }
 
-/// Starts building unwind tables of the targets, which goes on while the hooks are attached.
-fn start_unwinder(
-    kernel: &mut Kernel,
-    options: &LoadOptions,
-    targets: &[u32],
-) -> Result<Option<Unwinder>> {
-    let Some(maps) = kernel.maps.unwind.take().filter(|_| options.stacks) else {
+/// Starts building unwind tables of the targets, which goes on while the programs are loaded.
+fn start_unwinder(maps: Option<UnwindMaps>, targets: &[u32]) -> Result<Option<Unwinder>> {
+    let Some(maps) = maps else {
         return Ok(None);
     };
     let unwinder = Unwinder::start(maps).context("starting the thread of the unwind tables")?;

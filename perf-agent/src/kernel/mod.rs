@@ -74,6 +74,18 @@ impl Kernel {
     /// Built without kernel programs; missing privilege; a kernel without BTF; a program that the
     /// verifier refuses. Each says what to do.
     pub fn load(options: &LoadOptions) -> Result<Kernel> {
+        Kernel::load_and(options, |_| Ok(()))
+    }
+
+    /// As [`Kernel::load`]; `early` gets the maps while the verifier still reads the programs, which
+    /// takes most of the time of an attach.
+    ///
+    /// # Errors
+    /// As [`Kernel::load`], and what `early` returns.
+    pub fn load_and(
+        options: &LoadOptions,
+        early: impl FnOnce(&mut Maps) -> Result<()>,
+    ) -> Result<Kernel> {
         if OBJECT.is_empty() {
             bail!(
                 "this perf-agent was built without its kernel programs; build it with `cargo xtask build`"
@@ -102,7 +114,8 @@ impl Kernel {
             .load(OBJECT)
             .context("creating the kernel maps")?;
         let cpus = aya::util::nr_cpus().map_err(|(what, e)| anyhow!("{what}: {e}"))?;
-        let maps = Maps::open(&ebpf)?;
+        let mut maps = Maps::open(&ebpf)?;
+        early(&mut maps)?;
         let ring = RingBuf::try_from(ebpf.take_map("events").context("map events is missing")?)
             .context("mapping the event ring")?;
         let mut kernel = Kernel {

@@ -11,4 +11,7 @@ pub mod mappings;
 pub mod object;
 pub mod table;
 
+#[cfg(test)]
+mod tests;
+
 pub use builder::{Request, Unwinder};

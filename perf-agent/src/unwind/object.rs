@@ -2,13 +2,13 @@
 
 use object::{
     Endianness, ReadRef,
-    elf::{ELF_NOTE_GNU, FileHeader64, NT_GNU_BUILD_ID, PT_LOAD, SHF_COMPRESSED, SHT_NOBITS},
+    elf::{ELF_NOTE_GNU, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_LOAD, SHF_COMPRESSED, SHT_NOBITS},
     read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _},
 };
 
 use super::compile::Frames;
 
-/// A loaded segment.
+/// An executable segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
     pub offset: u64,
@@ -37,7 +37,8 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
         })
     }
 
-    /// The loaded segments.
+    /// The executable segments. Only those: lld puts the end of one segment and the beginning of the
+    /// next, at another address, into one page of the file.
     ///
     /// # Errors
     /// A malformed file.
@@ -45,7 +46,7 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
         let segments = self.header.program_headers(self.endian, self.data)?;
         Ok(segments
             .iter()
-            .filter(|s| s.p_type(self.endian) == PT_LOAD)
+            .filter(|s| s.p_type(self.endian) == PT_LOAD && s.p_flags(self.endian) & PF_X != 0)
             .map(|s| Load {
                 offset: s.p_offset(self.endian),
                 address: s.p_vaddr(self.endian),
