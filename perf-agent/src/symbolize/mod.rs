@@ -168,7 +168,11 @@ impl Stacks {
             let m = mappings
                 .iter()
                 .find(|m| (m.start..m.end).contains(&address))?;
-            let name = if m.name.is_empty() { ANONYMOUS } else { &m.name };
+            let name = if m.name.is_empty() {
+                ANONYMOUS
+            } else {
+                &m.name
+            };
             let file = name.rsplit('/').next().unwrap_or(name);
             Some(FrameFact {
                 name: format!("{file}+{:#x}", address - m.start + m.offset),
@@ -179,8 +183,9 @@ impl Stacks {
         };
         let mut found = self.maps.get(&pid).and_then(|m| place(m));
         if found.is_none() && pid != 0 {
-            let mappings =
-                mappings::parse(&fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default());
+            let mappings = mappings::parse(
+                &fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default(),
+            );
             found = place(&mappings);
             self.maps.insert(pid, mappings);
         }

@@ -427,7 +427,9 @@ impl<M: Maps> Builder<M> {
                 (0, 0)
             }
         };
-        self.counters.objects.store(self.tables.objects().into(), Relaxed);
+        self.counters
+            .objects
+            .store(self.tables.objects().into(), Relaxed);
         self.counters.bytes.store(self.tables.bytes(), Relaxed);
         let known = Rc::new(Known {
             object,

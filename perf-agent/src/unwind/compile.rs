@@ -106,9 +106,8 @@ impl<'a, S: UnwindSection<Slice<'a>>> Section<'a, S> {
             match entries.next() {
                 Ok(Some(gimli::CieOrFde::Fde(partial))) => {
                     let cies = &mut self.cies;
-                    match partial.parse(|section, bases, offset| {
-                        cie(cies, section, bases, offset)
-                    }) {
+                    match partial.parse(|section, bases, offset| cie(cies, section, bases, offset))
+                    {
                         // The linker leaves functions it has thrown away at address 0.
                         Ok(fde) if fde.initial_address() == 0 || fde.len() == 0 => {}
                         Ok(fde) => functions.push(Function {
@@ -287,9 +286,11 @@ impl<'a, S: UnwindSection<Slice<'a>>> Reader<'_, S> {
             }
             Some(RegisterRule::Expression(expression)) => {
                 match self.operations(&expression)?.as_slice() {
-                    [Operation::RegisterOffset { register, offset, .. }]
-                        if register.0 == registers::FP =>
-                    {
+                    [
+                        Operation::RegisterOffset {
+                            register, offset, ..
+                        },
+                    ] if register.0 == registers::FP => {
                         rule.fp = fp::AT_FP;
                         rule.fp_offset = words(*offset)?;
                     }
@@ -305,7 +306,12 @@ impl<'a, S: UnwindSection<Slice<'a>>> Reader<'_, S> {
     /// (GCC's realigned frames, OpenSSL's assembler code), a plain sum.
     fn cfa_expression(&self, expression: &UnwindExpression<usize>) -> Option<Rule> {
         let operations = self.operations(expression)?;
-        let [Operation::RegisterOffset { register, offset, .. }, rest @ ..] = operations.as_slice()
+        let [
+            Operation::RegisterOffset {
+                register, offset, ..
+            },
+            rest @ ..,
+        ] = operations.as_slice()
         else {
             return None;
         };
@@ -330,9 +336,10 @@ impl<'a, S: UnwindSection<Slice<'a>>> Reader<'_, S> {
                 ..Rule::default()
             }),
             [Operation::Deref { size: 8, .. }] => deref(0),
-            [Operation::Deref { size: 8, .. }, Operation::PlusConstant { value }] => {
-                deref(i64::try_from(*value).ok()?)
-            }
+            [
+                Operation::Deref { size: 8, .. },
+                Operation::PlusConstant { value },
+            ] => deref(i64::try_from(*value).ok()?),
             // (ip & 15 >= N) << 3 + sp + 8: the entry's second instruction pushes a word.
             [
                 Operation::RegisterOffset {
@@ -357,7 +364,10 @@ impl<'a, S: UnwindSection<Slice<'a>>> Reader<'_, S> {
         }
     }
 
-    fn operations(&self, expression: &UnwindExpression<usize>) -> Option<Vec<Operation<Slice<'a>>>> {
+    fn operations(
+        &self,
+        expression: &UnwindExpression<usize>,
+    ) -> Option<Vec<Operation<Slice<'a>>>> {
         /// Longer than any that is understood.
         const MOST: usize = 16;
         let mut operations = expression.get(self.section).ok()?.operations(self.encoding);

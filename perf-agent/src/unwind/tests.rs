@@ -118,9 +118,8 @@ fn gimli_says(
     context: &mut UnwindContext<usize>,
     address: u64,
 ) -> Said {
-    let row = section.unwind_info_for_address(bases, context, address, |s, b, o| {
-        s.cie_from_offset(b, o)
-    });
+    let row =
+        section.unwind_info_for_address(bases, context, address, |s, b, o| s.cie_from_offset(b, o));
     let Ok(row) = row else { return Said::Nothing };
     let (sp, frame_pointer, ip) = (gimli::X86_64::RSP, gimli::X86_64::RBP, gimli::X86_64::RA);
     let gimli::CfaRule::RegisterAndOffset { register, offset } = row.cfa() else {
@@ -199,7 +198,11 @@ fn every_table_says_what_gimli_says() {
                 plain += 1;
                 let expected = Rule {
                     cfa: if by_sp { cfa::SP } else { cfa::FP },
-                    fp: if saved.is_some() { fp::AT_CFA } else { fp::SAME },
+                    fp: if saved.is_some() {
+                        fp::AT_CFA
+                    } else {
+                        fp::SAME
+                    },
                     cfa_offset: (offset / 8) as i16,
                     fp_offset: (saved.unwrap_or(0) / 8) as i16,
                     extra: -1,
@@ -208,7 +211,10 @@ fn every_table_says_what_gimli_says() {
             }
         }
     }
-    assert!(plain > 300 && plain * 10 > compared * 9, "{plain} of {compared}");
+    assert!(
+        plain > 300 && plain * 10 > compared * 9,
+        "{plain} of {compared}"
+    );
 }
 
 #[test]

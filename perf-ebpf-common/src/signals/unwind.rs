@@ -279,7 +279,14 @@ mod tests {
             pad: 0,
         };
         let word = |at: u32| words.get(at as usize).copied();
-        let find = |offset| rule_at(&object, offset, word, |a, b| if a <= b { u32::MAX } else { 0 });
+        let find = |offset| {
+            rule_at(
+                &object,
+                offset,
+                word,
+                |a, b| if a <= b { u32::MAX } else { 0 },
+            )
+        };
         for (offset, rule) in [
             (0, 0),
             (15, 0),

@@ -94,12 +94,8 @@ pub fn sample(ctx: &PerfEventContext) {
         } else {
             stacks::walk_kernel(context, Slot::CpuClock)
         },
-        user_stack: stacks::walk_user(
-            t.tgid,
-            &user_registers(context, user_mode),
-            Slot::CpuClock,
-        )
-        .0,
+        user_stack: stacks::walk_user(t.tgid, &user_registers(context, user_mode), Slot::CpuClock)
+            .0,
         detail: [0; 2],
         slot: t.slot,
         nr: !user_mode as u16,

@@ -16,8 +16,9 @@ use perf_ebpf_common::{
         RecordHeader, record,
         stacks::{MAX_FRAMES, hash_start, hash_step},
         unwind::{
-            BLOCK_WORDS, Block, EXACT, MAX_OBJECTS, MAX_RANGES, MAX_RULES, MAX_SPACES, MISS_INTERVAL_NS, Missed,
-            Object, PAGE_SHIFT, PENDING, Range, Rule, Space, Stop, cfa, fp, rule_at,
+            BLOCK_WORDS, Block, EXACT, MAX_OBJECTS, MAX_RANGES, MAX_RULES, MAX_SPACES,
+            MISS_INTERVAL_NS, Missed, Object, PAGE_SHIFT, PENDING, Range, Rule, Space, Stop, cfa,
+            fp, rule_at,
         },
     },
 };
