@@ -233,6 +233,9 @@ pub struct Sizes {
     /// Most bytes of one send or receive that are looked at
     #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub capture_bytes: Option<u32>,
+    /// Memory for unwind tables, in the kernel, in bytes.
+    #[arg(long, hide = true, value_name = "BYTES")]
+    pub unwind_bytes: Option<u32>,
 }
 
 /// Where the output goes. With a file the NDJSON goes there, and standard output is left to the

@@ -54,6 +54,7 @@ pub fn frame(name: &str, module: &str) -> Frame {
         name: name.into(),
         module: Some(module.into()),
         source: Some("main.c:12".into()),
+        build_id: Some("5f3c".into()),
         symbolized: true,
         inlined: false,
     }
@@ -335,6 +336,7 @@ fn full_coverage() -> Coverage {
             checked: 1,
             mismatched: 0,
         },
+        stack_walks: map("complete", 2),
         maps: map("threads", 9),
         agent: AgentCost {
             cpu_ns: 1_000,

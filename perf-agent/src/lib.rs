@@ -24,3 +24,4 @@ pub mod sink;
 pub mod symbolize;
 pub mod target;
 pub mod trace;
+pub mod unwind;

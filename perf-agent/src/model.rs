@@ -343,6 +343,10 @@ pub struct Frame {
     /// `file:line`, where debug information tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Build ID of the module, hexadecimal, where there is no symbol: its debug information can be
+    /// found by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build_id: Option<String>,
     /// False where `name` is not a symbol.
     pub symbolized: bool,
     /// Its code stands inside that of the next frame; told with `--inlines on`.
@@ -567,6 +571,9 @@ pub struct Coverage {
     pub frames: u64,
     pub unsymbolized_frames: u64,
     pub stack_memo: StackMemoCoverage,
+    /// Walks of user stacks by why they ended (`complete`: at the outermost frame), zero ones left
+    /// out.
+    pub stack_walks: BTreeMap<String, u64>,
     /// Entries in the kernel side's maps at the end of the window.
     pub maps: BTreeMap<String, u64>,
     pub agent: AgentCost,

@@ -104,6 +104,7 @@ impl Pipeline {
             Some(Record::Started(r)) => self.threads.started(&r),
             Some(Record::Exited(r)) => self.threads.exited(&r),
             Some(Record::Exec(r)) => self.threads.exec(&r),
+            Some(Record::UnwindMissed(_)) => {}
             Some(Record::UnixName(id, path)) => self.profiles.unix_name(id, path),
             // What they tell of comes as facts.
             Some(Record::Stack(..) | Record::Met(_) | Record::Closed(_)) => {}

@@ -77,6 +77,7 @@ impl Profiles {
                 name: f.name.clone(),
                 module: f.module.clone(),
                 source: f.source.clone(),
+                build_id: f.build_id.clone(),
                 symbolized: f.symbolized,
                 inlined: f.inlined,
             })

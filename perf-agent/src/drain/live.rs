@@ -12,10 +12,10 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use perf_ebpf_common::{
     loss::Loss,
-    signals::{control::Control, record, sockets::Connection},
+    signals::{control::Control, record, sockets::Connection, unwind::Stop},
 };
 
 use self::{
@@ -28,9 +28,10 @@ use super::{
 };
 use crate::{
     decode::{self, connections::Connections},
-    kernel::{Kernel, LoadOptions, host, tables},
+    kernel::{Kernel, LoadOptions, host, tables, unwind::UnwindMaps},
     signals::records::{self, Record},
     symbolize::Stacks,
+    unwind::{Request, Unwinder},
 };
 
 /// How long a process must have lived to get lines and histograms of its own, and how often losses
@@ -53,6 +54,8 @@ pub struct Live {
     processes: HashMap<u32, Process>,
     slots: Slots,
     stacks: Stacks,
+    /// None where no stacks are taken.
+    unwinder: Option<Unwinder>,
     names: Names,
     kinds: Vec<u8>,
     received: u64,
@@ -102,7 +105,11 @@ impl Live {
         targets: &[u32],
         mut start: Start,
     ) -> Result<Live> {
-        let mut kernel = Kernel::load(options)?;
+        let mut unwinder = None;
+        let mut kernel = Kernel::load_and(options, |maps| {
+            unwinder = start_unwinder(maps.unwind.take().filter(|_| options.stacks), targets)?;
+            Ok(())
+        })?;
         fill_listeners(&kernel, targets)?;
         // Before the hooks: what is made from here on is new.
         let sockets_before: Vec<u64> = targets.iter().flat_map(|p| seeds::sockets_of(*p)).collect();
@@ -120,6 +127,7 @@ impl Live {
             processes: HashMap::new(),
             slots: Slots::default(),
             stacks,
+            unwinder,
             names: Names::default(),
             kinds: tables::sys_kinds().to_vec(),
             received: 0,
@@ -277,6 +285,7 @@ impl Live {
             Some(Record::Exited(r)) => self.thread_ended(r.thread.tgid, r.thread.tid),
             Some(Record::Exec(r)) => {
                 self.stacks.forget(r.tgid);
+                self.tell_unwinder(Request::Executed(r.tgid));
                 let process = self.process(r.tgid);
                 process.comm = records::comm(&r.comm);
                 process.threads.remove(&r.old_tid);
@@ -289,7 +298,17 @@ impl Live {
             Some(Record::UnixName(id, path)) => self.connections.unix_name(id, &path),
             Some(Record::Met(r)) => self.connections.met(&r.connection),
             Some(Record::Closed(r)) => self.closed.push(r.connection),
+            Some(Record::UnwindMissed(r)) => {
+                self.stacks.remap(r.tgid);
+                self.tell_unwinder(Request::Missed(r.tgid));
+            }
             None => self.undecodable += 1,
+        }
+    }
+
+    fn tell_unwinder(&self, request: Request) {
+        if let Some(unwinder) = &self.unwinder {
+            unwinder.tell(request);
         }
     }
 
@@ -306,6 +325,7 @@ impl Live {
     fn process_ended(&mut self, pid: u32) {
         self.processes.remove(&pid);
         self.stacks.forget(pid);
+        self.tell_unwinder(Request::Ended(pid));
         if self.slots.has(pid) {
             // What it did since the last window: nobody asks for its slot again.
             let slot = self.slots.give(pid);
@@ -368,6 +388,7 @@ impl Live {
         let fact = self.window_fact(end_ns)?;
         self.frames.push(Frame::Fact(Fact::Window(fact)));
         self.free_slots(end_ns)?;
+        self.tell_unwinder(Request::Window);
         self.count_bpf_time();
         Ok(())
     }
@@ -441,13 +462,17 @@ impl Live {
                 lost.insert(name.to_owned(), count);
             }
         }
+        let mut map_entries = BTreeMap::new();
+        map_entries.insert("threads".to_owned(), self.thread_entries as u64);
+        map_entries.insert("connections".to_owned(), self.connection_entries as u64);
+        if let Some(unwinder) = &self.unwinder {
+            lost.extend(unwinder.counters.lost());
+            map_entries.extend(unwinder.counters.kept());
+        }
         let mut generated = 0;
         for kind in 0..record::END as u32 {
             generated += self.per_cpu_sum(&self.kernel.maps.generated, kind)?;
         }
-        let mut map_entries = BTreeMap::new();
-        map_entries.insert("threads".to_owned(), self.thread_entries as u64);
-        map_entries.insert("connections".to_owned(), self.connection_entries as u64);
         Ok(WindowFact {
             end_ns,
             agent_cpu_ns: clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID),
@@ -459,6 +484,7 @@ impl Live {
             lost,
             inferred,
             memo: self.memo()?,
+            stack_walks: self.stack_walks()?,
             map_entries,
             syscalls_on_ns: std::mem::take(&mut self.syscalls_on_ns),
             throttled: self
@@ -467,6 +493,17 @@ impl Live {
                 .filter_map(|(pid, _)| throttled(pid))
                 .collect(),
         })
+    }
+
+    fn stack_walks(&self) -> Result<BTreeMap<String, u64>> {
+        let mut walks = BTreeMap::new();
+        for stop in Stop::ALL {
+            let count = self.per_cpu_sum(&self.kernel.maps.stack_walks, stop as u32)?;
+            if count > 0 {
+                walks.insert(stop.name().to_owned(), count);
+            }
+        }
+        Ok(walks)
     }
 
     /// Detaches every hook, then reads what is left.
@@ -479,4 +516,16 @@ impl Live {
         self.connections.end();
         self.window()
     }
+}
+
+/// Starts building unwind tables of the targets, which goes on while the programs are loaded.
+fn start_unwinder(maps: Option<UnwindMaps>, targets: &[u32]) -> Result<Option<Unwinder>> {
+    let Some(maps) = maps else {
+        return Ok(None);
+    };
+    let unwinder = Unwinder::start(maps).context("starting the thread of the unwind tables")?;
+    for pid in targets {
+        unwinder.tell(Request::Follow(*pid));
+    }
+    Ok(Some(unwinder))
 }

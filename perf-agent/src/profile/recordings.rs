@@ -95,6 +95,7 @@ fn stack(id: u64, names: &[&str]) -> Frame {
         source: None,
         symbolized: true,
         inlined: false,
+        build_id: None,
     };
     Frame::Fact(Fact::Stack(StackFact {
         id,

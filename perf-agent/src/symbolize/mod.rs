@@ -2,7 +2,6 @@
 //! a stack arrives, so that a target which exits has been symbolized already.
 
 mod kallsyms;
-mod mappings;
 mod perf_map;
 
 use std::{collections::HashMap, fs};
@@ -15,12 +14,17 @@ use blazesym::{
     },
 };
 
-use self::{
-    kallsyms::Kallsyms,
-    mappings::{Mapping, is_memory, mappings},
-    perf_map::PerfMaps,
+use object::ReadCache;
+use perf_ebpf_common::signals::unwind::EXACT;
+
+use self::{kallsyms::Kallsyms, perf_map::PerfMaps};
+use crate::{
+    drain::{FrameFact, StackFact},
+    unwind::{
+        mappings::{self, Mapping},
+        object::Image,
+    },
 };
-use crate::drain::{FrameFact, StackFact};
 
 /// Most frames remembered; past it the cache starts anew.
 const MAX_CACHED: usize = 65536;
@@ -36,6 +40,8 @@ pub struct Stacks {
     frames: HashMap<(u32, u64), Vec<FrameFact>>,
     maps: HashMap<u32, Vec<Mapping>>,
     perf_maps: PerfMaps,
+    /// Build IDs of files, in hexadecimal.
+    build_ids: HashMap<String, Option<String>>,
     /// Whether `symbolizer` has read anything.
     loaded: bool,
     /// How often it was let go of, and until when it is kept after the last time.
@@ -63,6 +69,7 @@ impl Stacks {
             frames: HashMap::new(),
             maps: HashMap::new(),
             perf_maps: PerfMaps::default(),
+            build_ids: HashMap::new(),
             loaded: false,
             let_go: 0,
             keep_until_ns: 0,
@@ -82,7 +89,11 @@ impl Stacks {
         let looked_up: Vec<u64> = addresses
             .iter()
             .enumerate()
-            .map(|(i, a)| if i == 0 { *a } else { a.saturating_sub(1) })
+            .map(|(i, a)| match a {
+                _ if i == 0 => *a,
+                _ if pid != 0 && a & EXACT != 0 => a & !EXACT,
+                _ => a.saturating_sub(1),
+            })
             .collect();
         // Code made at run time is looked up every time: its map grows, and other code may stand
         // there now.
@@ -93,7 +104,7 @@ impl Stacks {
                 continue;
             }
             match self.mapped(pid, *address) {
-                Some(m) if is_memory(&m.name) => {
+                Some(m) if m.is_memory() => {
                     made.insert(*address, self.without_symbol(pid, *address));
                 }
                 _ => missing.push(*address),
@@ -119,6 +130,11 @@ impl Stacks {
             strip_scheduler(&mut frames);
         }
         StackFact { id, frames }
+    }
+
+    /// The process maps code that was not known of.
+    pub fn remap(&mut self, pid: u32) {
+        self.maps.remove(&pid);
     }
 
     /// The process runs another program now.
@@ -160,7 +176,7 @@ impl Stacks {
         for (address, mut frames) in addresses.iter().zip(found) {
             if frames.is_empty() {
                 let frame = self.without_symbol(pid, *address);
-                if frame.module.as_deref().is_some_and(is_memory) {
+                if frame.module.as_deref().is_some_and(mappings::is_memory) {
                     made.insert(*address, frame);
                     continue;
                 }
@@ -237,24 +253,42 @@ impl Stacks {
             let text = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
             // One that is gone leaves what was known of it.
             if !text.is_empty() {
-                self.maps.insert(pid, mappings(&text));
+                self.maps.insert(pid, mappings::parse(&text));
             }
         }
         let Some(m) = self.mapped(pid, address) else {
             return unnamed_address(address);
         };
-        let (module, offset) = (m.name.clone(), address - m.start + m.offset);
-        let named = match is_memory(&module) {
+        let (m, offset) = (m.clone(), address - m.start + m.offset);
+        let named = match m.is_memory() {
             true => self.perf_maps.name(pid, address),
             false => None,
         };
+        let module = m.module();
         let file = module.rsplit('/').next().unwrap_or_default();
         FrameFact {
             symbolized: named.is_some(),
+            build_id: self.build_id(pid, &m).filter(|_| named.is_none()),
             name: named.unwrap_or_else(|| format!("{file}+{offset:#x}")),
-            module: Some(module),
+            module: Some(module.to_owned()),
             ..FrameFact::default()
         }
+    }
+
+    /// The build ID of what is mapped, in hexadecimal.
+    fn build_id(&mut self, pid: u32, m: &Mapping) -> Option<String> {
+        if m.inode == 0 {
+            return None;
+        }
+        let read = || {
+            let data = ReadCache::new(fs::File::open(m.link(pid)).ok()?);
+            let id = Image::parse(&data).ok()?.build_id()?;
+            Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
+        };
+        self.build_ids
+            .entry(m.name.clone())
+            .or_insert_with(read)
+            .clone()
     }
 
     /// The executable mapping an address is in, as far as the mappings were read.
@@ -308,6 +342,7 @@ fn named(result: &Symbolized<'_>) -> Vec<FrameFact> {
         }),
         symbolized: true,
         inlined,
+        build_id: None,
     };
     // Told in the order of the calls: the outermost first.
     let inlined = symbol.inlined.iter().rev();
@@ -357,19 +392,9 @@ mod tests {
 
     #[test]
     fn an_address_without_a_symbol_is_a_module_and_an_offset() {
-        let maps =
-            "1000-2000 r-xp 00004000 fe:00 77   /usr/bin/thing\n3000-4000 rw-p 00000000 00:00 0\n";
-        assert_eq!(
-            mappings(maps),
-            [Mapping {
-                start: 0x1000,
-                end: 0x2000,
-                offset: 0x4000,
-                name: "/usr/bin/thing".into()
-            }]
-        );
+        let maps = "1000-2000 r-xp 00004000 fe:00 77   /usr/bin/thing\n";
         let mut stacks = Stacks::new(false);
-        stacks.maps.insert(7, mappings(maps));
+        stacks.maps.insert(7, mappings::parse(maps));
         let frame = stacks.without_symbol(7, 0x1010);
         assert_eq!(
             (frame.name.as_str(), frame.symbolized),

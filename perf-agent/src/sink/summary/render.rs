@@ -249,6 +249,15 @@ fn coverage(state: &State) -> Vec<Vec<Span>> {
     if let Some(sockets) = peers::coverage(&c.sockets, c.bytes_seen, c.bytes_decoded) {
         line.push(plain(format!(" · {sockets}")));
     }
+    let walks: u64 = c.stack_walks.values().sum();
+    let whole = c.stack_walks.get("complete").copied().unwrap_or(0);
+    if walks > 0 {
+        line.push(plain(format!(
+            " · {} of {} stack walks incomplete",
+            units::count(walks - whole),
+            units::count(walks),
+        )));
+    }
     line.push(plain(format!(
         " · agent {} CPU, {} in kernel programs, {}",
         rate(c.agent.cpu_ns),
