@@ -362,6 +362,8 @@ impl<M: Maps> Builder<M> {
         }
         let file = match File::open(mapping.link(pid)) {
             Ok(file) => file,
+            // The process ended or mapped something else there: its walks are counted as they ended.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
             Err(e) => {
                 tracing::debug!("{}: {e}", mapping.name);
                 self.counters.unreadable.fetch_add(1, Relaxed);

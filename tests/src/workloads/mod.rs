@@ -4,6 +4,7 @@
 //! with a JSON object that says what it did. With `--hold` it then waits for a second line, so
 //! that it can be looked at when its work is over.
 
+pub mod churn;
 pub mod clock;
 pub mod cpu;
 pub mod errors;
@@ -35,6 +36,7 @@ pub type Workload = fn(&Options, &Gate) -> io::Result<String>;
 
 /// Every workload by name.
 pub const WORKLOADS: &[(&str, Workload)] = &[
+    ("churn", churn::run),
     ("cpu", cpu::run),
     ("errors", errors::run),
     ("faults", faults::run),
