@@ -162,6 +162,66 @@ pub fn memcached() -> (Running, u16) {
     (server, port)
 }
 
+/// A MariaDB server with a log of every command, and the log.
+pub struct Mariadb {
+    pub server: Running,
+    directory: PathBuf,
+    port: u16,
+}
+
+impl Mariadb {
+    /// Makes the database and starts it. It refuses root unless told.
+    pub fn start() -> Self {
+        let (directory, port) = (directory(), free_port());
+        let path = directory.path().to_owned();
+        let data = format!("--datadir={}", path.join("data").display());
+        let mut install = Command::new("mariadb-install-db");
+        install.args(["--no-defaults", "--user=root", "--skip-test-db", &data]);
+        install.arg("--auth-root-authentication-method=normal");
+        must(&mut install);
+        let mut command = Command::new("mariadbd");
+        command.args(["--no-defaults", "--user=root", "--bind-address=127.0.0.1"]);
+        command.args([&data, &format!("--port={port}"), "--general-log=1"]);
+        for (option, file) in [
+            ("socket", "socket"),
+            ("general-log-file", "general.log"),
+            ("pid-file", "pid"),
+        ] {
+            command.arg(format!("--{option}={}", path.join(file).display()));
+        }
+        let server = spawn(command, "mariadbd", Some(directory));
+        let mariadb = Mariadb {
+            server,
+            directory: path,
+            port,
+        };
+        until("mariadbd", || {
+            let mut probe = mariadb.client("mariadb");
+            probe.args(["-e", "SELECT 1"]).stderr(Stdio::null());
+            probe.stdout(Stdio::null());
+            probe.status().is_ok_and(|status| status.success())
+        });
+        mariadb
+    }
+
+    /// A client program, over TCP.
+    pub fn client(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.args(["--no-defaults", "--protocol=tcp", "-h", "127.0.0.1"]);
+        command.args(["-u", "root", "-P", &self.port.to_string()]);
+        command
+    }
+
+    /// How many commands of a kind (`Query`, `Execute`) the server logged whose text begins so.
+    pub fn logged(&self, kind: &str, text: &str) -> u64 {
+        let log = std::fs::read(self.directory.join("general.log"));
+        let log = log.unwrap_or_else(|e| panic!("the general log: {e}"));
+        let log = String::from_utf8_lossy(&log);
+        let wanted = format!("{kind}\t{text}");
+        log.lines().filter(|line| line.contains(&wanted)).count() as u64
+    }
+}
+
 /// Runs a command to its end.
 ///
 /// # Panics

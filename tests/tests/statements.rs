@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::process::Command;
 
 use perf_agent_tests::agent::{Agent, Run};
-use perf_agent_tests::servers::{self, Postgres};
+use perf_agent_tests::servers::{self, Mariadb, Postgres};
 use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
@@ -338,4 +338,49 @@ fn a_thousand_connections_a_second_leave_nothing_behind() {
         "{} bytes after {early}",
         rss(last)
     );
+}
+
+#[test]
+fn mariadb_queries_are_counted_as_its_log_has_them() {
+    let _alone = alone();
+    let mariadb = Mariadb::start();
+    let before = mariadb.logged("Query", "SELECT 1 + ");
+    let mut slap = mariadb.client("mariadb-slap");
+    slap.args([
+        "--concurrency=4",
+        "--number-of-queries=2000",
+        "--delimiter=;",
+    ])
+    .arg("--query=SELECT 1 + 2; SELECT 'x' FROM missing_table")
+    .args(["--create-schema=mysql", "--no-drop"])
+    .stdout(std::process::Stdio::null());
+    // It stops at the first error, which is an answer too.
+    let run = {
+        let agent = Agent::start(["trace", "-p", &mariadb.server.pid().to_string()]);
+        agent.attached();
+        _ = slap.status().unwrap();
+        let mut select = mariadb.client("mariadb");
+        select.args(["-N", "-e"]).arg("SELECT 1 + 3; ".repeat(500));
+        select.stdout(std::process::Stdio::null());
+        servers::to_end(select);
+        agent.interrupt();
+        agent.finish(PATIENCE)
+    };
+    run.ended_well("interrupt");
+    read_everything(&run);
+    let own = mariadb.logged("Query", "SELECT 1 + ") - before;
+    let missing = mariadb.logged("Query", "SELECT 'x' FROM missing_table");
+    let rows = rows(&run, "server");
+    assert!(
+        rows.iter().all(|row| row["protocol"] == "mysql"),
+        "{rows:?}"
+    );
+    let of = |text: &str, field: &str| -> u64 {
+        let rows = rows.iter().filter(|row| row["text"] == text);
+        rows.map(|row| row[field].as_u64().unwrap()).sum()
+    };
+    assert!(own >= 500 && missing >= 1, "{own}, {missing}");
+    assert_eq!(of("SELECT ? + ?", "count"), own, "{}", run.text);
+    assert_eq!(of("SELECT ? FROM missing_table", "count"), missing);
+    assert_eq!(of("SELECT ? FROM missing_table", "errors"), missing);
 }

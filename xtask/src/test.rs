@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What the tests run beside the agent. Those of the kernel matrix are named there.
-const PACKAGES: [Package; 8] = [
+const PACKAGES: [Package; 10] = [
     Package {
         name: "gcc",
         purpose: "links the tests and compiles their C workloads",
@@ -33,6 +33,14 @@ const PACKAGES: [Package; 8] = [
     Package {
         name: "python3",
         purpose: "an interpreter as installed, to trace",
+    },
+    Package {
+        name: "mariadb-server",
+        purpose: "a real server to trace, and mariadb-slap, the load on it",
+    },
+    Package {
+        name: "memcached",
+        purpose: "a real server to trace",
     },
     Package {
         name: "redis-server",
