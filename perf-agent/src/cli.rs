@@ -180,6 +180,9 @@ pub struct Collect {
     /// Stacks of blocked and running threads
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub stacks: Switch,
+    /// Also look for separate debug files here, before /usr/lib/debug; may be given several times
+    #[arg(long = "debug-dir", value_name = "DIR")]
+    pub debug_dirs: Vec<PathBuf>,
     #[command(flatten)]
     pub sizes: Sizes,
 }

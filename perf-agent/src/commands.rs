@@ -130,6 +130,7 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
         no_children: false,
         syscalls: SyscallMode::Sampled,
         stacks: Switch::On,
+        debug_dirs: Vec::new(),
         sizes: Sizes {
             ring_bytes: None,
             max_threads: None,

@@ -202,6 +202,7 @@ fn load_options(collect: &Collect) -> LoadOptions {
         ring_bytes: sizes.ring_bytes.unwrap_or(default.ring_bytes),
         max_threads: sizes.max_threads.unwrap_or(default.max_threads),
         max_sites: sizes.max_sites.unwrap_or(default.max_sites),
+        debug_dirs: collect.debug_dirs.clone(),
         unwind_bytes: sizes.unwind_bytes.unwrap_or(default.unwind_bytes),
         debug: tracing::enabled!(target: "perf_ebpf", tracing::Level::DEBUG),
     }

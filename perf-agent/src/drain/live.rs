@@ -115,7 +115,7 @@ impl Live {
             frames: Vec::new(),
             processes: HashMap::new(),
             slots: Slots::default(),
-            stacks: Stacks::default(),
+            stacks: Stacks::new(&options.debug_dirs),
             unwinder,
             names: Names::default(),
             kinds: tables::sys_kinds().to_vec(),

@@ -34,6 +34,8 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     pub max_threads: u32,
     pub max_sites: u32,
+    /// Where to look for separate debug files, before the distribution's place.
+    pub debug_dirs: Vec<std::path::PathBuf>,
     /// Memory for unwind tables, in the kernel. Two million rows and their indices in 16 MiB; all
     /// that MariaDB maps takes about three.
     pub unwind_bytes: u32,
@@ -49,6 +51,7 @@ impl Default for LoadOptions {
             ring_bytes: 1 << 20,
             max_threads: 16384,
             max_sites: 16384,
+            debug_dirs: Vec::new(),
             unwind_bytes: 16 << 20,
             debug: false,
         }

@@ -1,7 +1,11 @@
 //! Names the frames of stacks: blazesym (ELF, DWARF, kallsyms) as soon as a stack arrives, so that
 //! a target which exits has been symbolized already.
 
-use std::{collections::HashMap, fs};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use blazesym::{
     Pid,
@@ -39,24 +43,41 @@ pub struct Stacks {
     build_ids: HashMap<String, Option<String>>,
 }
 
+/// Where distributions put debug information, by build ID or under the program's own path.
+const DEBUG_DIRECTORIES: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
+
 impl Default for Stacks {
     fn default() -> Self {
+        Stacks::new(&[])
+    }
+}
+
+impl Stacks {
+    /// Also looks for separate debug files below `directories` (`.build-id/ab/cdef.debug`, or under
+    /// the name the program gives), before the distribution's.
+    pub fn new(directories: &[PathBuf]) -> Self {
         let kernel = Kernel {
             // kallsyms has every function's name; DWARF of the kernel is hundreds of MB.
             vmlinux: blazesym::MaybeDefault::None,
             ..Kernel::default()
         };
         Stacks {
-            symbolizer: Symbolizer::builder().enable_inlined_fns(false).build(),
+            symbolizer: Symbolizer::builder()
+                .enable_inlined_fns(false)
+                .set_debug_dirs(Some(
+                    directories
+                        .iter()
+                        .map(PathBuf::as_path)
+                        .chain(DEBUG_DIRECTORIES.map(Path::new)),
+                ))
+                .build(),
             kernel: Source::Kernel(kernel),
             frames: HashMap::new(),
             maps: HashMap::new(),
             build_ids: HashMap::new(),
         }
     }
-}
 
-impl Stacks {
     /// Names a stack's frames. `pid` 0 is a kernel stack, from which the scheduler's own frames
     /// (and the tracer's above them) are taken off.
     pub fn name(&mut self, id: u64, pid: u32, addresses: &[u64]) -> StackFact {
