@@ -20,6 +20,7 @@ mod tests {
         ".module",
         "(file).path",
         ".short_lived",
+        "_stack[].build_id",
         "_stack[].source",
         ".syscall",
         ".throttled",
