@@ -208,6 +208,9 @@ pub struct Collect {
     /// takes more memory
     #[arg(long, value_enum, default_value_t = Switch::Off)]
     pub inlines: Switch,
+    /// Also look for separate debug files here, before /usr/lib/debug; may be given several times
+    #[arg(long = "debug-dir", value_name = "DIR")]
+    pub debug_dirs: Vec<PathBuf>,
     #[command(flatten)]
     pub sizes: Sizes,
 }

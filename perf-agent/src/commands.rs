@@ -148,6 +148,7 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
         no_children: false,
         syscalls: SyscallMode::Sampled,
         stacks: Switch::On,
+        debug_dirs: Vec::new(),
         inlines: Switch::Off,
         sockets: Switch::On,
         unsafe_raw: false,

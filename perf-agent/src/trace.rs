@@ -153,7 +153,7 @@ async fn trace(target: Target, collect: &Collect, consumer: &mut dyn Consumer) -
         syscalls: mode_name(collect.syscalls).to_owned(),
         ..Start::default()
     };
-    let stacks = Stacks::new(collect.inlines == Switch::On);
+    let stacks = Stacks::new(collect.inlines == Switch::On, &collect.debug_dirs);
     let decode = decode::Options {
         raw: collect.unsafe_raw,
     };

@@ -4,7 +4,11 @@
 mod kallsyms;
 mod perf_map;
 
-use std::{collections::HashMap, fs};
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use blazesym::{
     Pid,
@@ -34,6 +38,8 @@ pub struct Stacks {
     symbolizer: Symbolizer,
     /// Whether it names functions that are inlined.
     inlines: bool,
+    /// Where it looks for separate debug files first.
+    directories: Vec<PathBuf>,
     /// Read at the first kernel stack.
     kernel: Option<Kallsyms>,
     /// By process (0: the kernel) and address; with the functions inlined there, innermost first.
@@ -49,6 +55,9 @@ pub struct Stacks {
     keep_until_ns: u64,
 }
 
+/// Where distributions put debug information, by build ID or under the program's own path.
+const DEBUG_DIRECTORIES: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
+
 /// Resident memory of the agent from which the symbolizer is let go of.
 const LET_GO_BYTES: u64 = 40 << 20;
 /// How often debug information is read again after that (45 ms each time for a program of 42 MB);
@@ -61,10 +70,14 @@ impl Stacks {
     /// With `inlines`, a frame is followed by the function it is inlined into, and so on; where
     /// debug information tells. Of 300 addresses all over this program's own 42 MB that takes
     /// 14 MB of memory more, of 10,000 it takes 41 MB and 1.0 s in place of 0.4 s.
-    pub fn new(inlines: bool) -> Self {
+    ///
+    /// Separate debug files are also looked for below `directories` (`.build-id/ab/cdef.debug`, or
+    /// under the name the program gives), before the distribution's.
+    pub fn new(inlines: bool, directories: &[PathBuf]) -> Self {
         Stacks {
-            symbolizer: symbolizer(inlines),
+            symbolizer: symbolizer(inlines, directories),
             inlines,
+            directories: directories.to_vec(),
             kernel: None,
             frames: HashMap::new(),
             maps: HashMap::new(),
@@ -151,7 +164,7 @@ impl Stacks {
         if !self.loaded || now_ns < self.keep_until_ns || resident_bytes() < LET_GO_BYTES {
             return;
         }
-        self.symbolizer = symbolizer(self.inlines);
+        self.symbolizer = symbolizer(self.inlines, &self.directories);
         self.loaded = false;
         crate::kernel::give_memory_back();
         self.let_go += 1;
@@ -298,8 +311,12 @@ impl Stacks {
     }
 }
 
-fn symbolizer(inlines: bool) -> Symbolizer {
-    Symbolizer::builder().enable_inlined_fns(inlines).build()
+fn symbolizer(inlines: bool, directories: &[PathBuf]) -> Symbolizer {
+    let given = directories.iter().map(PathBuf::as_path);
+    Symbolizer::builder()
+        .enable_inlined_fns(inlines)
+        .set_debug_dirs(Some(given.chain(DEBUG_DIRECTORIES.map(Path::new))))
+        .build()
 }
 
 fn unnamed_address(address: u64) -> FrameFact {
@@ -377,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_function_of_this_program_is_named_with_its_source() {
-        let stack = Stacks::new(false).name(1, std::process::id(), &[known_function()]);
+        let stack = Stacks::new(false, &[]).name(1, std::process::id(), &[known_function()]);
         let frame = &stack.frames[0];
         assert!(frame.name.contains("known_function"), "{frame:?}");
         assert!(frame.symbolized);
@@ -393,7 +410,7 @@ mod tests {
     #[test]
     fn an_address_without_a_symbol_is_a_module_and_an_offset() {
         let maps = "1000-2000 r-xp 00004000 fe:00 77   /usr/bin/thing\n";
-        let mut stacks = Stacks::new(false);
+        let mut stacks = Stacks::new(false, &[]);
         stacks.maps.insert(7, mappings::parse(maps));
         let frame = stacks.without_symbol(7, 0x1010);
         assert_eq!(
@@ -416,7 +433,7 @@ mod tests {
     fn inlined_functions_come_before_the_one_they_are_inlined_into() {
         assert_eq!(outer_function(1), 2);
         let start = outer_function as fn(u64) -> u64 as usize as u64;
-        let mut stacks = Stacks::new(true);
+        let mut stacks = Stacks::new(true, &[]);
         // One of the first instructions is the inlined function's.
         let found = (start..start + 64).find_map(|address| {
             let frames = stacks.name(1, std::process::id(), &[address]).frames;
@@ -433,7 +450,7 @@ mod tests {
             frames[at - 1].name.contains("inlined_function") && frames[at - 1].inlined,
             "{frames:?}"
         );
-        let plain = Stacks::new(false).name(1, std::process::id(), &[start]);
+        let plain = Stacks::new(false, &[]).name(1, std::process::id(), &[start]);
         assert_eq!(plain.frames.len(), 1, "{plain:?}");
     }
 
@@ -448,7 +465,7 @@ mod tests {
     fn a_cpp_name_is_demangled() {
         assert_eq!(mangled(3), 3);
         let address = mangled as extern "C" fn(i32) -> i32 as usize as u64;
-        let frames = Stacks::new(false)
+        let frames = Stacks::new(false, &[])
             .name(1, std::process::id(), &[address])
             .frames;
         assert_eq!(frames[0].name, "store::Cache::get(int, char const*)");
@@ -482,7 +499,7 @@ mod tests {
         let page = Page::new();
         let (start, pid) = (page.0 as u64, std::process::id());
         let map = format!("/tmp/perf-{pid}.map");
-        let mut stacks = Stacks::new(false);
+        let mut stacks = Stacks::new(false, &[]);
         let mut name = |at: u64| {
             // The innermost frame is looked up as it stands.
             let frames = stacks.name(1, pid, &[at, known_function() + 2]).frames;
@@ -507,7 +524,7 @@ mod tests {
 
     #[test]
     fn what_was_read_is_let_go_of_when_large_and_names_stay() {
-        let mut stacks = Stacks::new(false);
+        let mut stacks = Stacks::new(false, &[]);
         let (pid, address) = (std::process::id(), known_function());
         let named = stacks.name(1, pid, &[address]);
         stacks.let_go(0, || LET_GO_BYTES - 1);
@@ -520,7 +537,7 @@ mod tests {
 
     #[test]
     fn debug_information_is_not_read_over_and_over() {
-        let mut stacks = Stacks::new(false);
+        let mut stacks = Stacks::new(false, &[]);
         let (pid, address) = (std::process::id(), known_function());
         for i in 0..MAX_DEBUG_READS {
             let stack = stacks.name(1, pid, &[address + u64::from(i)]);

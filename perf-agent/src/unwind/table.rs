@@ -119,7 +119,7 @@ impl<M: Maps> Tables<M> {
             }
             Err(refused) => {
                 self.position = start;
-                if start as usize % BLOCK_WORDS != 0 {
+                if !(start as usize).is_multiple_of(BLOCK_WORDS) {
                     *self.block = self.maps.read_block(start / BLOCK_WORDS as u32)?;
                 }
                 Err(refused)
@@ -156,7 +156,7 @@ impl<M: Maps> Tables<M> {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.position as usize % BLOCK_WORDS != 0 {
+        if !(self.position as usize).is_multiple_of(BLOCK_WORDS) {
             self.maps
                 .write_block(self.position / BLOCK_WORDS as u32, &self.block)?;
         }
