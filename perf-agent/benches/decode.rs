@@ -21,6 +21,7 @@ fn exchange(
     let (mut decoder, mut output) = (decoder(protocol), Output::new(Options::default()));
     decoder.bytes(Direction::Request, 1, opening[0], &mut output);
     decoder.bytes(Direction::Response, 1, opening[1], &mut output);
+    output.exchanges.clear();
     let mut n = 1u32;
     c.bench_function(name, |b| {
         b.iter(|| {
@@ -45,15 +46,15 @@ fn number(n: u32, at: usize, bytes: &mut [u8]) {
 
 fn postgresql(c: &mut Criterion) {
     let opening: [&[u8]; 2] = [
-        b"\0\0\0\x12\0\x03\0\0user\0me\0\0P\0\0\0\x12P0_1\0SELECT 1\0\0\0S\0\0\0\x04",
+        b"\0\0\0\x11\0\x03\0\0user\0me\0\0P\0\0\0\x14P0_1\0SELECT 1\0\0\0S\0\0\0\x04",
         b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I1\0\0\0\x04Z\0\0\0\x05I",
     ];
     let rows = b"T\0\0\0\x1b\0\x01id\0\0\0\x40\x01\0\x01\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0\
         D\0\0\0\x0b\0\x01\0\0\0\x011C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
-    let run = b"B\0\0\0\x1c\0P0_1\0\0\0\0\x01\0\0\0\x070000000\0\0D\0\0\0\x06P\0E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04";
+    let run = b"B\0\0\0\x1b\0P0_1\0\0\0\0\x01\0\0\0\x070000000\0\0D\0\0\0\x06P\0E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04";
     let answer = [&b"2\0\0\0\x04"[..], rows].concat();
     let name = (Protocol::Postgresql, "postgresql prepared");
-    let patch = |n: u32, request: &mut [u8], _: &mut [u8]| number(n, 20, request);
+    let patch = |n: u32, request: &mut [u8], _: &mut [u8]| number(n, 19, request);
     exchange(c, name, opening, [run.to_vec(), answer], patch);
     // A text of 100 bytes that is another one each time.
     let text = b"UPDATE pgbench_accounts SET abalance = abalance + 17 WHERE aid = 0000000 AND name = 'it''s' AND a < 3\0";
@@ -74,7 +75,7 @@ fn mysql(c: &mut Criterion) {
     login.extend(b"\x09\0\0\0\x16SELECT ?");
     let prepared = b"\x07\0\0\x02\0\0\0\x02\0\0\0\x0c\0\0\x01\0\x07\0\0\0\0\0\0\0\0\0\0";
     let opening: [&[u8]; 2] = [&login, prepared];
-    let rows = b"\x01\0\0\x01\x01\x19\0\0\x02\x03def\x01d\x01t\x01t\x02id\x02id\x0c\x3f\0\x0b\0\0\0\x03\0\0\
+    let rows = b"\x01\0\0\x01\x01\x1a\0\0\x02\x03def\x01d\x01t\x01t\x02id\x02id\x0c\x3f\0\x0b\0\0\0\x03\0\0\
         \x02\0\0\x03\x011\x07\0\0\x04\xfe\0\0\x02\0\0\0";
     let run = b"\x0e\0\0\0\x17\x07\0\0\0\0\x01\0\0\0\0\0\0\0";
     let name = (Protocol::Mysql, "mysql prepared");
