@@ -19,8 +19,9 @@
 //! Gaps: after one over a message boundary, answers are searched for the next ReadyForQuery, requests
 //! for a piece that begins with a message. What ReadyForQuery can then not tell apart (several
 //! Syncs in flight) is given up, and pairing starts again with a request that is sent after the
-//! server said it is ready. What cannot be told: a client that always has several Syncs in
-//! flight, all of the same kinds of messages, and is joined or cut in the middle.
+//! server said it is ready, by a client that was seen to send before that only after a second of
+//! silence. A client that always waited and goes on was answered: where the end of that was not
+//! captured, the exchange ends with the last piece that passed.
 //!
 //! Memory of one connection: two message beginnings ([`KEPT_REQUEST`], [`KEPT_ANSWER`]) while a
 //! message is open, 24 bytes for each of at most [`MAX_STATEMENTS`] prepared statements, 48 bytes for each
@@ -123,6 +124,7 @@ impl Postgresql {
     }
 
     fn answer_bytes(&mut self, at_ns: u64, mut bytes: &[u8], output: &mut Output) {
+        self.session.answer_passed(at_ns);
         while !bytes.is_empty() && !self.session.encrypted {
             if self.answers.lost() {
                 let Some(rest) = self.find_answers(at_ns, bytes, output) else {
@@ -154,9 +156,15 @@ impl Postgresql {
 
     /// The next boundary of answers: how many of the bytes are behind it.
     fn find_answers(&mut self, at_ns: u64, bytes: &[u8], output: &mut Output) -> Option<usize> {
-        if !self.answers_seen && wire::answers_begin(bytes) {
+        let restarted = std::mem::take(&mut self.session.restarted);
+        if (restarted || !self.answers_seen) && wire::answers_begin(bytes) {
+            self.found(Direction::Response, false, output);
+            self.tail = Vec::new();
             self.answers.reset();
             return Some(bytes.len());
+        }
+        if restarted {
+            self.session.answers_lost(output);
         }
         self.answers_seen = true;
         self.skipped[1] = true;
@@ -226,7 +234,11 @@ impl Decoder for Postgresql {
                 }
             }
             Direction::Response => {
+                session.answer_passed(at_ns);
                 let lost = self.answers.lost();
+                if lost && session.restarted {
+                    session.answers_lost(output);
+                }
                 self.answers.gap(at_ns, count, |message| {
                     session.answer(&message, output);
                     output.decoded(direction, message.captured as usize);

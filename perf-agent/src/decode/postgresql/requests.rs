@@ -27,14 +27,17 @@ impl Session {
         let (body, whole) = body(message);
         let started_ns = message.first_ns;
         let kind = message.bytes.first().copied().unwrap_or(0);
-        if matches!(kind, b'p' | b'X' | b'd' | b'H') {
+        if kind == b'X' {
+            return self.answered_unseen(output);
+        }
+        if matches!(kind, b'p' | b'd' | b'H') {
             return;
         }
         if matches!(kind, b'c' | b'f') {
             self.copy_ended = !std::mem::take(&mut self.copy_in);
             return;
         }
-        self.sent(output);
+        self.sent(started_ns, output);
         match kind {
             b'Q' => self.query(body, whole, started_ns, output),
             b'P' => self.parse_message(body, started_ns, output),

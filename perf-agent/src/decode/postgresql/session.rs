@@ -8,6 +8,8 @@ use super::{MAX_QUEUE, MAX_STATEMENTS};
 
 /// Answers held back at most while it is not known what they answer.
 const MAX_HELD: usize = 1024;
+/// A client that does not wait for answers is taken to have them all after this time.
+const SILENCE_NS: u64 = 1_000_000_000;
 /// Named portals remembered.
 pub const MAX_PORTALS: usize = 64;
 
@@ -124,8 +126,16 @@ pub struct Session {
     held: Vec<Held>,
     /// First byte of the answer that is held back next.
     held_first_ns: Option<u64>,
-    /// The server said it is ready and no request was sent since.
-    at_rest: bool,
+    /// The server said it is ready, then, and no request was sent since.
+    at_rest: Option<u64>,
+    /// How often it said so while pairing was in order.
+    rounds: u64,
+    /// The client sends before the server is ready: nothing follows from what it sends.
+    overlaps: bool,
+    /// When the last byte of an answer passed.
+    passed_ns: u64,
+    /// Boundaries of answers are lost, and the next piece of them begins with one.
+    pub restarted: bool,
     /// The server passes over requests up to Sync; the text of the exchange that failed before its
     /// Execute, and whether what follows was never a statement of its own.
     failed: Option<(Option<TextId>, bool)>,
@@ -157,7 +167,11 @@ impl Session {
             },
             held: Vec::new(),
             held_first_ns: None,
-            at_rest: false,
+            at_rest: None,
+            rounds: 0,
+            overlaps: false,
+            passed_ns: 0,
+            restarted: false,
             failed: None,
             statements: BTreeMap::new(),
             parse: None,
@@ -180,11 +194,47 @@ impl Session {
     }
 
     /// A request is sent.
-    pub fn sent(&mut self, output: &mut Output) {
-        if std::mem::take(&mut self.at_rest) && self.pairing != Pairing::InOrder {
-            self.give_up(output);
-            self.pairing = Pairing::InOrder;
+    pub fn sent(&mut self, at_ns: u64, output: &mut Output) {
+        let ready_ns = self.at_rest.take();
+        if self.pairing == Pairing::InOrder {
+            self.overlaps |= self.queue.back().is_some_and(|i| i.kind == Kind::Sync);
+            return;
         }
+        match ready_ns {
+            Some(ready_ns) if !self.overlaps || at_ns.saturating_sub(ready_ns) >= SILENCE_NS => {
+                self.give_up(output);
+                self.pairing = Pairing::InOrder;
+            }
+            Some(_) => {}
+            None => self.answered_unseen(output),
+        }
+    }
+
+    /// A client that always waits for the answer goes on: the end of the answer was not captured.
+    pub fn answered_unseen(&mut self, output: &mut Output) {
+        let mut syncs = self.queue.iter().filter(|i| i.kind == Kind::Sync);
+        let one = syncs.next().is_some() && syncs.next().is_none();
+        let whole = self.queue.back().is_some_and(|i| i.kind == Kind::Sync);
+        let waits = self.rounds > 0 && !self.overlaps;
+        if self.pairing != Pairing::FromEnd || !(one && whole && waits) {
+            return;
+        }
+        let mut exchanges = self.queue.iter().filter(|i| i.kind.is_exchange());
+        if let (Some(item), None) = (exchanges.next().copied(), exchanges.next())
+            && !item.answered
+        {
+            self.finish(item, self.passed_ns, None, output);
+            self.sequence += self.queue.len() as u64;
+            self.queue.clear();
+        }
+        self.give_up(output);
+        self.pairing = Pairing::InOrder;
+        self.restarted = true;
+    }
+
+    /// A piece of the answers passed.
+    pub fn answer_passed(&mut self, at_ns: u64) {
+        self.passed_ns = at_ns;
     }
 
     /// Whether the message with this number still waits for its answer.
@@ -330,7 +380,8 @@ impl Session {
             _ => Transaction::Idle,
         };
         output.transactions.push((at_ns, transaction));
-        self.at_rest = true;
+        self.at_rest = Some(at_ns);
+        self.rounds += u64::from(self.pairing == Pairing::InOrder);
         self.copy_in = false;
         match self.pairing {
             Pairing::InOrder => self.sync_in_order(output),
@@ -417,7 +468,8 @@ impl Session {
         output.anomaly(Anomaly::Orphan, self.held.len() as u64);
         self.held.clear();
         self.held_first_ns = None;
-        self.at_rest = false;
+        self.restarted = false;
+        self.at_rest = None;
         if self.pairing == Pairing::InOrder {
             self.pairing = Pairing::FromEnd;
         }
@@ -425,14 +477,14 @@ impl Session {
 
     /// More requests passed unseen, after boundaries were lost.
     pub fn requests_unseen(&mut self) {
-        self.at_rest = false;
+        self.at_rest = None;
     }
 
     /// Requests passed unseen.
     pub fn requests_lost(&mut self, output: &mut Output) {
         self.parse = None;
         self.unnamed_portal = None;
-        self.at_rest = false;
+        self.at_rest = None;
         // While the server reads COPY data, that is all the client sends.
         if !self.copy_in {
             self.give_up(output);

@@ -827,3 +827,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_result_whose_end_was_not_captured_is_ended_by_the_next_request() {
+    let pieces = [
+        asks(1, startup()),
+        answers(2, welcome()),
+        asks(3, query("SELECT * FROM t")),
+        answers(5, cat(&[rows(), row()])),
+        answers(9, cat(&[row(), done("SELECT 2"), ready("I")])),
+        asks(10, query("SELECT b")),
+        answers(11, cat(&[done("SELECT 1"), ready("I")])),
+    ];
+    for kept in 0..pieces[4].2.len() {
+        let decoded = with_gap(&pieces, 4, kept, 0);
+        let read: Vec<_> = decoded
+            .exchanges
+            .iter()
+            .map(|e| (e.text.as_str(), e.last_byte_ns))
+            .collect();
+        assert_eq!(read, [("SELECT * FROM t", 9), ("SELECT b", 11)], "{kept}");
+    }
+}
