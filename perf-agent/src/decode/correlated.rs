@@ -8,7 +8,7 @@ use super::{Anomaly, Exchange, Outcome, Output, TextId};
 /// Requests kept in flight for one connection.
 const MAX_IN_FLIGHT: usize = 16384;
 /// An emptied table larger than this is given back.
-const KEEP_CAPACITY: usize = 64;
+const KEEP_CAPACITY: usize = 16;
 
 /// A request in flight.
 pub struct Waiting<T> {
