@@ -131,6 +131,7 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
         syscalls: SyscallMode::Sampled,
         stacks: Switch::On,
         sockets: Switch::On,
+        tls: Switch::On,
         unsafe_raw: false,
         sizes: Sizes::default(),
     };

@@ -7,3 +7,4 @@ pub mod lifecycle;
 pub mod sockets;
 pub mod stacks;
 pub mod syscalls;
+pub mod tls;
