@@ -3,11 +3,15 @@
 //! [`Cli::parse`](clap::Parser::parse) ends the process itself on misuse (exit code 2) and on
 //! `--help`; everything it lets through is well-formed.
 
+mod profile;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use profile::{Mode, ProfileArgs, ProfileOutputs, Shown};
 
 /// Where the demo writes its lines unless told otherwise.
 pub const DEMO_OUTPUT: &str = "perf-agent-demo.ndjson";
@@ -20,6 +24,8 @@ Examples:
   perf-agent trace -- ./job --fast         start a command and trace it from its first instruction
   perf-agent trace -p 4242 | jq 'select(.type == \"finding\")'
                                            in a pipe the output is NDJSON, one object a line
+  perf-agent profile -p 4242 --duration 10s
+                                           the hottest call paths, on the CPU and off it
   perf-agent record run.parec -p 4242      keep the raw data; later, anywhere, without root:
   perf-agent replay run.parec
   perf-agent doctor                        what this host allows, and what to do about the rest
@@ -64,7 +70,18 @@ pub enum Command {
     /// Trace processes: summary on a terminal, NDJSON in a pipe
     #[command(override_usage = TRACE_USAGE, after_help = TRACE_EXAMPLES)]
     Trace(TraceArgs),
-    /// Trace processes and keep the raw data in a file, for `replay`
+    /// Show where time goes by call stack: text, flame graph, pprof, speedscope, folded stacks
+    // What the outputs have nothing of is not offered: system calls are not counted.
+    #[command(
+        override_usage = profile::USAGE,
+        after_help = profile::EXAMPLES,
+        mut_arg("syscalls", |a| a.hide(true).default_value("off")),
+        mut_arg("stacks", |a| a.hide(true)),
+        mut_arg("interval", |a| a.hide(true)),
+        mut_arg("inlines", |a| a.default_value("on"))
+    )]
+    Profile(ProfileArgs),
+    /// Trace processes and keep the raw data in a file, for `replay` and `profile --replay`
     #[command(override_usage = RECORD_USAGE)]
     Record(RecordArgs),
     /// Print what a trace would have printed, from a recording; needs no root
@@ -191,6 +208,10 @@ pub struct Collect {
     /// shapes and keys as hashes
     #[arg(long)]
     pub unsafe_raw: bool,
+    /// Functions inlined into others as frames of their own, where debug information names them:
+    /// takes more memory
+    #[arg(long, value_enum, default_value_t = Switch::Off)]
+    pub inlines: Switch,
     #[command(flatten)]
     pub sizes: Sizes,
 }
@@ -216,6 +237,9 @@ pub struct Sizes {
     /// Most bytes of one send or receive that are looked at
     #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub capture_bytes: Option<u32>,
+    /// Memory for unwind tables, in the kernel, in bytes.
+    #[arg(long, hide = true, value_name = "BYTES")]
+    pub unwind_bytes: Option<u32>,
 }
 
 /// Where the output goes. With a file the NDJSON goes there, and standard output is left to the
@@ -439,6 +463,7 @@ mod tests {
         let help = Cli::command().render_long_help().to_string();
         for word in [
             "trace",
+            "profile",
             "record",
             "replay",
             "doctor",

@@ -11,12 +11,13 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     aggregate::Pipeline,
     cli::{
-        Collect, Command, DemoArgs, Format, OutputOptions, RecordArgs, ReplayArgs, Sizes, Switch,
-        SyscallMode, TraceArgs,
+        Collect, Command, DemoArgs, Format, OutputOptions, ProfileArgs, RecordArgs, ReplayArgs,
+        Sizes, Switch, SyscallMode, TraceArgs,
     },
     detect::Detector,
     doctor,
     kernel::{Kernel, LoadOptions},
+    profile::Profiler,
     replay, schema, sink,
     target::Target,
     trace::{self, Lines, Recording},
@@ -29,6 +30,7 @@ use crate::{
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Trace(args) => trace(&args),
+        Command::Profile(args) => profile(&args),
         Command::Record(args) => record(&args),
         Command::Replay(args) => replay(args),
         Command::Doctor(args) => doctor::run(args.json),
@@ -94,7 +96,23 @@ fn replay(args: ReplayArgs) -> Result<()> {
         );
     }
     File::open(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    replay::run(&args.file, lines(&args.output, args.delegates.delegates)?)
+    let mut lines = lines(&args.output, args.delegates.delegates)?;
+    replay::run(&args.file, &mut lines)
+}
+
+fn profile(args: &ProfileArgs) -> Result<()> {
+    // As above: what can be refused is refused before a file is emptied.
+    if let Some(file) = &args.replay {
+        if args.outputs.paths().any(|output| output == file) {
+            bail!("{} is both the recording and an output", file.display());
+        }
+        File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
+        return replay::run(file, &mut Profiler::new(args.shown, &args.outputs)?);
+    }
+    let target = Target::new(&args.target)?;
+    crate::kernel::host::check_privilege()?;
+    let mut profiler = Profiler::new(args.shown, &args.outputs)?;
+    trace::run(target, &args.collect, &mut profiler)
 }
 
 /// Traces a workload of its own, as any other process.
@@ -130,6 +148,7 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
         no_children: false,
         syscalls: SyscallMode::Sampled,
         stacks: Switch::On,
+        inlines: Switch::Off,
         sockets: Switch::On,
         tls: Switch::On,
         unsafe_raw: false,

@@ -54,7 +54,9 @@ pub fn frame(name: &str, module: &str) -> Frame {
         name: name.into(),
         module: Some(module.into()),
         source: Some("main.c:12".into()),
+        build_id: Some("5f3c".into()),
         symbolized: true,
+        inlined: false,
     }
 }
 
@@ -66,7 +68,10 @@ fn full_site(detail: Detail) -> Site {
         sum_ns: 300,
         max_ns: 200,
         detail: Some(detail),
-        user_stack: vec![frame("worker", "/usr/bin/server")],
+        user_stack: vec![Frame {
+            inlined: true,
+            ..frame("worker", "/usr/bin/server")
+        }],
         kernel_stack: vec![frame("futex_wait", "[kernel]")],
     }
 }
@@ -331,6 +336,7 @@ fn full_coverage() -> Coverage {
             checked: 1,
             mismatched: 0,
         },
+        stack_walks: map("complete", 2),
         maps: map("threads", 9),
         agent: AgentCost {
             cpu_ns: 1_000,

@@ -333,7 +333,7 @@ pub enum Detail {
 }
 
 /// One frame of a stack.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Frame {
     /// Demangled function, or `module+0xoffset` where there is no symbol, or the bare address.
     pub name: String,
@@ -343,8 +343,15 @@ pub struct Frame {
     /// `file:line`, where debug information tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Build ID of the module, hexadecimal, where there is no symbol: its debug information can be
+    /// found by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub build_id: Option<String>,
     /// False where `name` is not a symbol.
     pub symbolized: bool,
+    /// Its code stands inside that of the next frame; told with `--inlines on`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub inlined: bool,
 }
 
 /// A contended futex.
@@ -566,6 +573,9 @@ pub struct Coverage {
     pub frames: u64,
     pub unsymbolized_frames: u64,
     pub stack_memo: StackMemoCoverage,
+    /// Walks of user stacks by why they ended (`complete`: at the outermost frame), zero ones left
+    /// out.
+    pub stack_walks: BTreeMap<String, u64>,
     /// Entries in the kernel side's maps at the end of the window.
     pub maps: BTreeMap<String, u64>,
     pub agent: AgentCost,

@@ -10,7 +10,7 @@ use crate::{
         codec::{ReadError, Reader},
     },
     sink::reader_gone,
-    trace::{Consumer, Lines},
+    trace::Consumer,
 };
 
 /// Plays `file`. A recording cut short (the recorder was killed, the disk was full) is played up to
@@ -18,7 +18,7 @@ use crate::{
 ///
 /// # Errors
 /// It is no recording, or of another version; the output fails.
-pub fn run(file: &Path, mut lines: Lines) -> Result<()> {
+pub fn run(file: &Path, consumer: &mut dyn Consumer) -> Result<()> {
     let name = file.display();
     let input = File::open(file).with_context(|| format!("cannot read {name}"))?;
     let mut reader = Reader::new(BufReader::new(input)).with_context(|| name.to_string())?;
@@ -27,29 +27,33 @@ pub fn run(file: &Path, mut lines: Lines) -> Result<()> {
         match reader.frame() {
             Ok(Some(frame)) => {
                 ended = matches!(frame, Frame::Fact(Fact::End(_)));
-                if let Err(e) = lines.frames(vec![frame]) {
+                if let Err(e) = consumer.frames(vec![frame]) {
                     break Err(e);
                 }
             }
             Ok(None) if ended => break Ok(()),
-            Ok(None) => break cut(&mut lines, &name, "it has no end"),
+            Ok(None) => break cut(consumer, &name, "it has no end"),
             Err(e @ (ReadError::Cut(_) | ReadError::Damaged(_))) => {
-                break cut(&mut lines, &name, &e.to_string());
+                break cut(consumer, &name, &e.to_string());
             }
             Err(e) => return Err(e).with_context(|| name.to_string()),
         }
     };
-    match outcome.and_then(|()| lines.finish()) {
+    match outcome.and_then(|()| consumer.finish()) {
         Err(e) if !reader_gone(&e) => Err(e).context("writing the output"),
         _ => Ok(()),
     }
 }
 
-fn cut(lines: &mut Lines, name: &impl std::fmt::Display, why: &str) -> std::io::Result<()> {
+fn cut(
+    consumer: &mut dyn Consumer,
+    name: &impl std::fmt::Display,
+    why: &str,
+) -> std::io::Result<()> {
     tracing::warn!("{name}: {why}; what was read up to there is shown");
     let end = EndFact {
         reason: "end_of_recording".to_owned(),
         exit_code: None,
     };
-    lines.frames(vec![Frame::Fact(Fact::End(end))])
+    consumer.frames(vec![Frame::Fact(Fact::End(end))])
 }

@@ -13,6 +13,7 @@ mod tests {
 
     /// What the model leaves out where there is nothing to say: ends of paths.
     const OPTIONAL: &[&str] = &[
+        "_stack[].build_id",
         ".connect_ns",
         ".count_error",
         "faults.cpu_ns",
@@ -22,6 +23,7 @@ mod tests {
         ".led_by",
         ".hook_ns",
         ".module",
+        ".inlined",
         "(file).path",
         ".rtt_max_ns",
         ".rtt_min_ns",

@@ -26,6 +26,7 @@ use crate::{
     },
     kernel::LoadOptions,
     sink::{Sink, reader_gone},
+    symbolize::Stacks,
     target::Target,
 };
 
@@ -152,12 +153,13 @@ async fn trace(target: Target, collect: &Collect, consumer: &mut dyn Consumer) -
         syscalls: mode_name(collect.syscalls).to_owned(),
         ..Start::default()
     };
+    let stacks = Stacks::new(collect.inlines == Switch::On);
     let decode = decode::Options {
         raw: collect.unsafe_raw,
     };
     let mut options = load_options(collect);
     options.command = matches!(target, Target::Command(_));
-    let mut live = Live::attach(&options, decode, &pids, start)?;
+    let mut live = Live::attach(&options, stacks, decode, &pids, start)?;
     let mut session = Session {
         slices: match collect.syscalls {
             SyscallMode::Sampled => Some(Slices::new(monotonic_ns())),
@@ -219,6 +221,7 @@ fn load_options(collect: &Collect) -> LoadOptions {
         tls: collect.tls == Switch::On,
         command: false,
         every_program: false,
+        unwind_bytes: sizes.unwind_bytes.unwrap_or(default.unwind_bytes),
         debug: tracing::enabled!(target: "perf_ebpf", tracing::Level::DEBUG),
     }
 }

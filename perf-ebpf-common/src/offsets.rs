@@ -114,6 +114,8 @@ offsets! {
     regs_nr: Ledger ["pt_regs.orig_ax", "pt_regs.syscallno"],
     regs_ip: Ledger ["pt_regs.ip", "pt_regs.pc"],
     regs_sp: Ledger ["pt_regs.sp"],
+    /// The frame pointer; on arm64 the first of the numbered registers, of which it is the 29th.
+    regs_fp: Ledger ["pt_regs.bp", "pt_regs.regs"],
     regs_size: Ledger ["pt_regs"],
     rq_disk: Optional ["request.rq_disk"],
     rq_queue: Optional ["request.q"],

@@ -1,10 +1,23 @@
 //! The user registers a task saved when it entered the kernel: they name the system call it sits
 //! in and its arguments, with no hook on system calls.
 
-use aya_ebpf::{bindings::task_struct, helpers::generated::bpf_task_pt_regs};
+use aya_ebpf::{
+    bindings::task_struct,
+    helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf, bpf_task_pt_regs},
+};
 use perf_ebpf_common::sys;
 
 use crate::prelude::*;
+
+/// What a walk of a user stack starts from.
+#[derive(Clone, Copy)]
+pub struct UserRegisters {
+    pub ip: u64,
+    pub sp: u64,
+    pub fp: u64,
+    /// The link register, where the architecture has one.
+    pub link: u64,
+}
 
 /// Where a task's saved registers are.
 #[derive(Clone, Copy)]
@@ -43,6 +56,22 @@ impl Registers {
         }
     }
 
+    /// The registers the current task had when it entered the kernel.
+    #[inline(always)]
+    pub fn of_current() -> Registers {
+        if setting!(has_task_pt_regs) != 0 {
+            // SAFETY: no arguments.
+            return Registers::of(unsafe { bpf_get_current_task_btf() } as Typed);
+        }
+        // SAFETY: no arguments.
+        let task = unsafe { bpf_get_current_task() };
+        let stack: u64 = kernel(task + offset!(task_stack) as u64).unwrap_or(0);
+        Registers {
+            typed: core::ptr::null(),
+            address: stack + setting!(regs_from_stack) as u64,
+        }
+    }
+
     #[inline(always)]
     fn read(&self, offset: u32) -> u64 {
         if setting!(has_task_pt_regs) != 0 {
@@ -72,6 +101,27 @@ impl Registers {
     #[inline(always)]
     pub fn sp(&self) -> u64 {
         self.read(offset!(regs_sp))
+    }
+
+    /// What a walk of the user stack starts from.
+    #[inline(always)]
+    pub fn user(&self) -> UserRegisters {
+        const NUMBERED: u32 = if cfg!(bpf_target_arch = "aarch64") {
+            29 * 8
+        } else {
+            0
+        };
+        let fp = offset!(regs_fp) + NUMBERED;
+        UserRegisters {
+            ip: self.ip(),
+            sp: self.sp(),
+            fp: self.read(fp),
+            link: if cfg!(bpf_target_arch = "aarch64") {
+                self.read(fp + 8)
+            } else {
+                0
+            },
+        }
     }
 
     /// Argument 0 to 3 of the system call.

@@ -170,6 +170,45 @@ pub fn to_end(mut command: Command) {
     must(&mut command);
 }
 
+/// The distribution's Python at work in three threads, for two minutes at most.
+pub fn python() -> (Running, TempDir) {
+    const SCRIPT: &str = "\
+import json, threading, time
+def fib(n): return n if n < 2 else fib(n - 1) + fib(n - 2)
+def work():
+    while True:
+        fib(15)
+        json.dumps({'a': list(range(200))})
+        time.sleep(0.002)
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+print(flush=True)
+time.sleep(120)
+";
+    let directory = directory();
+    let ready = directory.path().join("ready");
+    let out = std::fs::File::create(&ready).unwrap_or_else(|e| panic!("a file: {e}"));
+    let mut command = Command::new("/usr/bin/python3");
+    command
+        .args(["-c", SCRIPT])
+        .stdin(Stdio::null())
+        .stdout(out);
+    let child = command
+        .spawn()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let server = Running {
+        child,
+        name: "python3",
+        _directory: None,
+    };
+    until("python3", || !read_bytes(&ready).is_empty());
+    (server, directory)
+}
+
+fn read_bytes(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_default()
+}
+
 const REDIS_CONNECTIONS: usize = 20;
 
 /// `SET` by 20 connections, until dropped. They are there when this returns.

@@ -48,7 +48,8 @@ impl Traced {
         Self::start(command, "truth")
     }
 
-    fn start(mut command: Command, name: &str) -> Self {
+    /// Starts a program that keeps step in the same way, and waits until it is ready.
+    pub fn start(mut command: Command, name: &str) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,10 +1,13 @@
 //! Statements on real connections, against the servers' and the clients' own counts.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Command;
 
 use perf_agent_tests::agent::{Agent, Run};
 use perf_agent_tests::servers::{self, Postgres};
+use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
 
@@ -239,5 +242,100 @@ fn servers_backends_are_counted_by_their_own_statistics() {
         selects <= 2000 && selects + unattributed >= 2000,
         "{selects} and {unattributed}: {}",
         run.text
+    );
+}
+
+/// Asks memcached and returns its answer up to `end`.
+fn ask(stream: &mut TcpStream, request: &str, end: &str) -> String {
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let mut piece = [0; 4096];
+    while !answer.ends_with(end) {
+        let n = stream.read(&mut piece).unwrap();
+        assert!(n > 0, "memcached closed the connection after {answer:?}");
+        answer += std::str::from_utf8(&piece[..n]).unwrap();
+    }
+    answer
+}
+
+#[test]
+fn memcached_hits_and_misses_are_the_servers_own() {
+    let _alone = alone();
+    let (server, port) = servers::memcached();
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let stat = |stream: &mut TcpStream, name: &str| -> u64 {
+        let answer = ask(stream, "stats\r\n", "END\r\n");
+        let line = answer
+            .lines()
+            .find_map(|l| l.strip_prefix(&format!("STAT {name} ")));
+        line.unwrap().trim().parse().unwrap()
+    };
+    let agent = Agent::start(["trace", "-p", &server.pid().to_string()]);
+    agent.attached();
+    for i in 0..300 {
+        let set = format!("set item:{i} 0 0 5\r\nvalue\r\n");
+        assert_eq!(ask(&mut stream, &set, "\r\n"), "STORED\r\n");
+    }
+    for i in 0..200 {
+        let (there, gone) = (i, i + 1000);
+        ask(
+            &mut stream,
+            &format!("get item:{there} item:{gone}\r\n"),
+            "END\r\n",
+        );
+    }
+    let own = ["get_hits", "get_misses"].map(|name| stat(&mut stream, name));
+    agent.interrupt();
+    let run = agent.finish(PATIENCE);
+    run.ended_well("interrupt");
+    read_everything(&run);
+    assert_eq!(own, [200, 200]);
+    let rows = rows(&run, "server");
+    assert_eq!(
+        [sum(&rows, "hits"), sum(&rows, "misses")],
+        own,
+        "{}",
+        run.text
+    );
+    let counts = counts(&rows);
+    assert_eq!(
+        (counts["set"], counts["get"], counts["stats"]),
+        (300, 200, 2)
+    );
+}
+
+#[test]
+fn a_thousand_connections_a_second_leave_nothing_behind() {
+    let _alone = alone();
+    let mut program = Traced::workload(&["churn", "--seconds", "30", "--hold"]);
+    let agent = Agent::start(["trace", "-p", &program.pid().to_string()]);
+    agent.attached();
+    program.go();
+    let made = program.done(4 * PATIENCE)["connections"].as_u64().unwrap();
+    // A whole window after the last connection.
+    let at = std::time::Instant::now();
+    agent.wait_for("quiet window", |line| {
+        line["type"] == "coverage" && line["sockets"]["connections"] == 0
+            || at.elapsed() > PATIENCE / 2
+    });
+    agent.interrupt();
+    let run = agent.finish(PATIENCE);
+    run.ended_well("interrupt").lost_nothing();
+    assert!(made > 15_000, "{made} connections");
+    let coverage: Vec<&Value> = run.of_type("coverage").collect();
+    let used = run.sum("coverage", "/sockets/connections");
+    // Both ends are the program's; one that lasts over the end of a window is used in two.
+    assert!(
+        used >= 2 * made && used <= 2 * made + 4 * coverage.len() as u64,
+        "{used} of {made} connections"
+    );
+    let last = coverage[coverage.len() - 1];
+    assert_eq!(last["maps"]["connections"], 0, "{last}");
+    let rss = |line: &Value| line["agent"]["rss_bytes"].as_u64().unwrap();
+    let early = coverage[5..10].iter().map(|c| rss(c)).max().unwrap();
+    assert!(
+        rss(last) <= early + (4 << 20),
+        "{} bytes after {early}",
+        rss(last)
     );
 }

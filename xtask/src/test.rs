@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What the tests run beside the agent. Those of the kernel matrix are named there.
-const PACKAGES: [Package; 6] = [
+const PACKAGES: [Package; 8] = [
     Package {
         name: "gcc",
         purpose: "links the tests and compiles their C workloads",
@@ -23,8 +23,16 @@ const PACKAGES: [Package; 6] = [
         purpose: "C library those are linked with",
     },
     Package {
+        name: "g++",
+        purpose: "compiles a workload in C++",
+    },
+    Package {
         name: "postgresql",
         purpose: "a real server to trace, and pgbench, the load on it",
+    },
+    Package {
+        name: "python3",
+        purpose: "an interpreter as installed, to trace",
     },
     Package {
         name: "redis-server",

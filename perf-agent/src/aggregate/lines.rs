@@ -183,6 +183,7 @@ pub fn coverage(
         received: now.received.saturating_sub(before.received),
         lost,
         inferred: difference(&now.inferred, &before.inferred),
+        stack_walks: difference(&now.stack_walks, &before.stack_walks),
         bytes_seen: 0,
         bytes_decoded: 0,
         sockets: SocketCoverage::default(),

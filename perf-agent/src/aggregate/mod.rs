@@ -72,6 +72,23 @@ impl Pipeline {
         }
     }
 
+    /// One whose reports hold every site as it was measured (for `cpu.*` only counted), where lines
+    /// hold the largest of each class.
+    pub fn of_every_site() -> Pipeline {
+        let mut pipeline = Pipeline::new(Detector::with_delegates(Vec::new()));
+        pipeline.profiles.every_site = true;
+        pipeline
+    }
+
+    /// Takes one frame; gives the report of the window that ends with it, in place of lines.
+    pub fn report_of(&mut self, frame: &Frame) -> Option<WindowReport> {
+        if let Frame::Fact(Fact::Window(w)) = frame {
+            return Some(self.close(w));
+        }
+        self.frame(frame);
+        None
+    }
+
     /// Takes one frame; gives the lines that are complete with it.
     pub fn frame(&mut self, frame: &Frame) -> Vec<Line> {
         match frame {
@@ -87,6 +104,7 @@ impl Pipeline {
             Some(Record::Started(r)) => self.threads.started(&r),
             Some(Record::Exited(r)) => self.threads.exited(&r),
             Some(Record::Exec(r)) => self.threads.exec(&r),
+            Some(Record::UnwindMissed(_)) => {}
             Some(Record::UnixName(id, path)) => self.profiles.unix_name(id, path),
             // What they tell of comes as facts.
             Some(Record::Stack(..) | Record::Met(_) | Record::Closed(_)) => {}
@@ -179,6 +197,12 @@ impl Pipeline {
     }
 
     fn window(&mut self, w: &WindowFact) -> Vec<Line> {
+        let report = self.close(w);
+        let findings = self.detector.window(&report);
+        lines::in_order(report, findings)
+    }
+
+    fn close(&mut self, w: &WindowFact) -> WindowReport {
         let window = Window {
             start_ns: self.window_start_ns,
             end_ns: w.end_ns,
@@ -188,8 +212,7 @@ impl Pipeline {
         self.window_histograms.clear();
         self.totals.add(&report);
         self.before = w.clone();
-        let findings = self.detector.window(&report);
-        lines::in_order(report, findings)
+        report
     }
 
     fn report(&mut self, window: Window, w: &WindowFact) -> WindowReport {

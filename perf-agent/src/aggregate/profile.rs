@@ -42,6 +42,8 @@ pub struct Profiles {
     stacks: HashMap<u64, Vec<Frame>>,
     unix: HashMap<u64, String>,
     files: HashMap<(u32, u64), String>,
+    /// Every site is given, as it was measured: not the top ones, and none merged.
+    pub every_site: bool,
 }
 
 impl Profiles {
@@ -75,7 +77,9 @@ impl Profiles {
                 name: f.name.clone(),
                 module: f.module.clone(),
                 source: f.source.clone(),
+                build_id: f.build_id.clone(),
                 symbolized: f.symbolized,
+                inlined: f.inlined,
             })
             .collect();
         self.stacks.insert(fact.id, frames);
@@ -126,7 +130,7 @@ impl Profiles {
             .map(|(pid, sites)| {
                 let account = accounts.iter().find(|a| a.who.pid == pid);
                 let locks = locks.remove(&pid).unwrap_or_default();
-                (pid, profile(sites, account, locks))
+                (pid, profile(sites, account, locks, self.every_site))
             })
             .collect()
     }
@@ -249,12 +253,23 @@ impl Profiles {
     }
 }
 
-/// The top sites of each class, and what the others sum to.
+/// The top sites of each class, and what the others sum to; or every site.
 fn profile(
-    sites: Vec<(SiteKey, Site)>,
+    mut sites: Vec<(SiteKey, Site)>,
     account: Option<&Account>,
     locks: Vec<Lock>,
+    every_site: bool,
 ) -> ProcessProfile {
+    sites.sort_by_key(|(key, _)| *key);
+    if every_site {
+        return ProcessProfile {
+            sites: sites.into_iter().map(|(_, site)| site).collect(),
+            rest: Classes::new(),
+            locks,
+            // Samples are not scaled to time here.
+            fault_cpu: (None, 0),
+        };
+    }
     let mut sites: Vec<Site> = merge(sites);
     // A sample stands for its share of the class's time.
     for class in ["cpu.user", "cpu.kernel"] {
@@ -328,12 +343,10 @@ fn fault_cpu(sites: &[Site]) -> (Option<u64>, u64) {
 /// What is shown of a site's place: class, system call, detail, frames.
 type Reading = (String, Option<String>, Option<Detail>, Vec<String>);
 
-/// Sites that read the same (the same names at other addresses) are one.
+/// Sites that read the same (the same names at other addresses) are one. Takes them in order.
 fn merge(sites: Vec<(SiteKey, Site)>) -> Vec<Site> {
     let mut merged: Vec<Site> = Vec::new();
     let mut index: HashMap<Reading, usize> = HashMap::new();
-    let mut sites = sites;
-    sites.sort_by_key(|(key, _)| *key);
     for (_, site) in sites {
         let names: Vec<String> = site
             .user_stack

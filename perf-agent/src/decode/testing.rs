@@ -49,6 +49,22 @@ impl Decoded {
             .collect()
     }
 
+    /// A line for each exchange, text, `!error` and `hits/misses` where it has them, then one for
+    /// each anomaly with its count.
+    pub fn lines(&self) -> Vec<String> {
+        let exchanges = self.exchanges.iter().map(|e| {
+            let error = e.error.as_deref().map(|e| format!(" !{e}"));
+            let error = error.unwrap_or_default();
+            match (e.hits, e.misses) {
+                (0, 0) => format!("{}{error}", e.text),
+                (hits, misses) => format!("{}{error} {hits}/{misses}", e.text),
+            }
+        });
+        let anomalies = self.anomalies.iter();
+        let anomalies = anomalies.map(|(what, n)| format!("{} {n}", what.name()));
+        exchanges.chain(anomalies).collect()
+    }
+
     pub fn count(&self, what: Anomaly) -> u64 {
         let of_kind = self.anomalies.iter().filter(|(kind, _)| *kind == what);
         of_kind.map(|(_, n)| n).sum()
@@ -77,6 +93,22 @@ pub fn decode_with(
     let (mut decoder, mut output) = (decoder(protocol, joined), Output::new(options));
     for (direction, at_ns, bytes) in pieces {
         decoder.bytes(*direction, *at_ns, bytes, &mut output);
+    }
+    decoder.end(&mut output);
+    read(&output)
+}
+
+/// What passes: bytes, or a gap of so many.
+pub type Passing<T> = (Direction, u64, Result<T, u64>);
+
+/// Decodes what passes, gaps with it, to its end; keys are shown.
+pub fn run<T: AsRef<[u8]>>(decoder: &mut dyn Decoder, passing: &[Passing<T>]) -> Decoded {
+    let mut output = Output::new(Options { raw: true });
+    for (direction, at_ns, what) in passing {
+        match what {
+            Ok(bytes) => decoder.bytes(*direction, *at_ns, bytes.as_ref(), &mut output),
+            Err(count) => decoder.gap(*direction, *at_ns, *count, &mut output),
+        }
     }
     decoder.end(&mut output);
     read(&output)

@@ -21,6 +21,8 @@ use crate::hash::fnv1a;
 use crate::model::{Evidence, Finding, Level, Site, State, WindowReport};
 use view::View;
 
+pub(crate) use view::{hot_function, is_own};
+
 /// A rule: looks at one process in one window.
 pub struct Rule {
     /// The finding's `category`.

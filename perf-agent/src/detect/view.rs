@@ -237,14 +237,20 @@ fn is_named(frame: &Frame) -> bool {
     frame.symbolized || frame.name.contains("+0x")
 }
 
-fn is_own(frame: &Frame) -> bool {
+/// Whether a user frame is the program's own code and no runtime's or library's of a language.
+pub fn is_own(frame: &Frame) -> bool {
+    // Where rustc says the standard library's code stands, which may be inlined under a bare name.
+    let inlined = frame
+        .source
+        .as_deref()
+        .is_some_and(|s| s.starts_with("/rustc/"));
     let module = frame.module.as_deref().map_or("", base_name);
     let name = frame.name.as_str();
     let runtime = RUNTIME_LIBRARIES.iter().any(|lib| module.starts_with(lib))
         || frame.symbolized
             && (RUNTIME_FUNCTIONS.contains(&name)
                 || RUNTIME_PREFIXES.iter().any(|start| name.starts_with(start)));
-    is_named(frame) && !runtime
+    is_named(frame) && !runtime && !inlined
 }
 
 /// A function's name without the hash that changes with each build.

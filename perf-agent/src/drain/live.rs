@@ -12,10 +12,10 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use perf_ebpf_common::{
     loss::Loss,
-    signals::{control::Control, record, sockets::Connection},
+    signals::{control::Control, record, sockets::Connection, unwind::Stop},
 };
 
 use self::{
@@ -28,9 +28,10 @@ use super::{
 };
 use crate::{
     decode::{self, connections::Connections},
-    kernel::{Kernel, LoadOptions, host, tables},
+    kernel::{Kernel, LoadOptions, host, tables, unwind::UnwindMaps},
     signals::records::{self, Record},
     symbolize::Stacks,
+    unwind::{Request, Unwinder},
 };
 
 /// How long a process must have lived to get lines and histograms of its own, and how often losses
@@ -53,6 +54,8 @@ pub struct Live {
     processes: HashMap<u32, Process>,
     slots: Slots,
     stacks: Stacks,
+    /// None where no stacks are taken.
+    unwinder: Option<Unwinder>,
     names: Names,
     kinds: Vec<u8>,
     received: u64,
@@ -99,11 +102,16 @@ impl Live {
     /// As [`Kernel::load`] and [`Kernel::attach`]; a target that is not there.
     pub fn attach(
         options: &LoadOptions,
+        stacks: Stacks,
         decode: decode::Options,
         targets: &[u32],
         mut start: Start,
     ) -> Result<Live> {
-        let mut kernel = Kernel::load(options)?;
+        let mut unwinder = None;
+        let mut kernel = Kernel::load_and(options, |maps| {
+            unwinder = start_unwinder(maps.unwind.take().filter(|_| options.stacks), targets)?;
+            Ok(())
+        })?;
         fill_listeners(&kernel, targets)?;
         // Before the hooks: what is made from here on is new.
         let sockets_before: Vec<u64> = targets.iter().flat_map(|p| seeds::sockets_of(*p)).collect();
@@ -120,7 +128,8 @@ impl Live {
             frames: Vec::new(),
             processes: HashMap::new(),
             slots: Slots::default(),
-            stacks: Stacks::default(),
+            stacks,
+            unwinder,
             names: Names::default(),
             kinds: tables::sys_kinds().to_vec(),
             received: 0,
@@ -298,6 +307,7 @@ impl Live {
             Some(Record::Exec(r)) => {
                 self.unprobed.insert(r.tgid);
                 self.stacks.forget(r.tgid);
+                self.tell_unwinder(Request::Executed(r.tgid));
                 let process = self.process(r.tgid);
                 process.comm = records::comm(&r.comm);
                 process.threads.remove(&r.old_tid);
@@ -310,7 +320,17 @@ impl Live {
             Some(Record::UnixName(id, path)) => self.connections.unix_name(id, &path),
             Some(Record::Met(r)) => self.connections.met(&r.connection),
             Some(Record::Closed(r)) => self.closed.push(r.connection),
+            Some(Record::UnwindMissed(r)) => {
+                self.stacks.remap(r.tgid);
+                self.tell_unwinder(Request::Missed(r.tgid));
+            }
             None => self.undecodable += 1,
+        }
+    }
+
+    fn tell_unwinder(&self, request: Request) {
+        if let Some(unwinder) = &self.unwinder {
+            unwinder.tell(request);
         }
     }
 
@@ -327,6 +347,7 @@ impl Live {
     fn process_ended(&mut self, pid: u32) {
         self.processes.remove(&pid);
         self.stacks.forget(pid);
+        self.tell_unwinder(Request::Ended(pid));
         if self.slots.has(pid) {
             // What it did since the last window: nobody asks for its slot again.
             let slot = self.slots.give(pid);
@@ -349,6 +370,7 @@ impl Live {
                     control.as_ptr().write_volatile(Control {
                         slice_start_ns: now,
                         only_whole_calls: self.only_whole_calls.into(),
+                        tls_stopped: 0,
                     })
                 };
             }
@@ -391,6 +413,7 @@ impl Live {
         let fact = self.window_fact(end_ns)?;
         self.frames.push(Frame::Fact(Fact::Window(fact)));
         self.free_slots(end_ns)?;
+        self.tell_unwinder(Request::Window);
         self.count_bpf_time();
         Ok(())
     }
@@ -464,13 +487,17 @@ impl Live {
                 lost.insert(name.to_owned(), count);
             }
         }
+        let mut map_entries = BTreeMap::new();
+        map_entries.insert("threads".to_owned(), self.thread_entries as u64);
+        map_entries.insert("connections".to_owned(), self.connection_entries as u64);
+        if let Some(unwinder) = &self.unwinder {
+            lost.extend(unwinder.counters.lost());
+            map_entries.extend(unwinder.counters.kept());
+        }
         let mut generated = 0;
         for kind in 0..record::END as u32 {
             generated += self.per_cpu_sum(&self.kernel.maps.generated, kind)?;
         }
-        let mut map_entries = BTreeMap::new();
-        map_entries.insert("threads".to_owned(), self.thread_entries as u64);
-        map_entries.insert("connections".to_owned(), self.connection_entries as u64);
         Ok(WindowFact {
             end_ns,
             agent_cpu_ns: clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID),
@@ -482,6 +509,7 @@ impl Live {
             lost,
             inferred,
             memo: self.memo()?,
+            stack_walks: self.stack_walks()?,
             map_entries,
             syscalls_on_ns: std::mem::take(&mut self.syscalls_on_ns),
             throttled: self
@@ -492,14 +520,41 @@ impl Live {
         })
     }
 
+    fn stack_walks(&self) -> Result<BTreeMap<String, u64>> {
+        let mut walks = BTreeMap::new();
+        for stop in Stop::ALL {
+            let count = self.per_cpu_sum(&self.kernel.maps.stack_walks, stop as u32)?;
+            if count > 0 {
+                walks.insert(stop.name().to_owned(), count);
+            }
+        }
+        Ok(walks)
+    }
+
     /// Detaches every hook, then reads what is left.
     ///
     /// # Errors
     /// As [`Live::window`].
     pub fn finish(&mut self) -> Result<()> {
+        if let Some(control) = self.kernel.maps.control.element(0) {
+            // SAFETY: a live element of the mapped array; the kernel only reads it.
+            unsafe { (&raw mut (*control.as_ptr()).tls_stopped).write_volatile(1) };
+        }
         self.kernel.detach();
         self.poll();
         self.connections.end();
         self.window()
     }
+}
+
+/// Starts building unwind tables of the targets, which goes on while the programs are loaded.
+fn start_unwinder(maps: Option<UnwindMaps>, targets: &[u32]) -> Result<Option<Unwinder>> {
+    let Some(maps) = maps else {
+        return Ok(None);
+    };
+    let unwinder = Unwinder::start(maps).context("starting the thread of the unwind tables")?;
+    for pid in targets {
+        unwinder.tell(Request::Follow(*pid));
+    }
+    Ok(Some(unwinder))
 }

@@ -167,7 +167,12 @@ pub struct FrameFact {
     pub module: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build_id: Option<String>,
     pub symbolized: bool,
+    /// Its code stands inside that of the next frame outwards.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub inlined: bool,
 }
 
 /// A file by inode and kernel device number.
@@ -292,6 +297,9 @@ pub struct WindowFact {
     pub inferred: BTreeMap<String, u64>,
     /// Stack memo since the attach: hits, walks, checked, mismatched.
     pub memo: [u64; 4],
+    /// Walks of user stacks since the attach, by why they ended.
+    #[serde(default)]
+    pub stack_walks: BTreeMap<String, u64>,
     /// Entries in the kernel's maps.
     pub map_entries: BTreeMap<String, u64>,
     /// Time the syscalls signal was attached in this window.

@@ -17,7 +17,10 @@ use perf_ebpf_common::signals::{
     syscalls::{SyscallErrorKey, SyscallKey},
 };
 
-use super::raw::{MappedArray, RawMap};
+use super::{
+    raw::{MappedArray, RawMap},
+    unwind::UnwindMaps,
+};
 
 /// Every map user space reads or writes, but for the ring.
 pub struct Maps {
@@ -37,6 +40,9 @@ pub struct Maps {
     pub loss: RawMap,
     pub generated: RawMap,
     pub memo_stats: RawMap,
+    pub stack_walks: RawMap,
+    /// Taken by the thread that builds the tables.
+    pub unwind: Option<UnwindMaps>,
     pub histograms: MappedArray<ClassHistograms>,
     pub control: MappedArray<Control>,
 }
@@ -73,6 +79,8 @@ impl Maps {
             loss: raw("loss", 4, 8)?,
             generated: raw("generated", 4, 8)?,
             memo_stats: raw("memo_stats", 4, size_of::<MemoStats>())?,
+            stack_walks: raw("stack_walks", 4, 8)?,
+            unwind: Some(UnwindMaps::open(ebpf)?),
             histograms: MappedArray::map(fd(ebpf, "histograms")?.as_fd(), SLOTS as usize)
                 .context("mapping histograms")?,
             control: MappedArray::map(fd(ebpf, "control")?.as_fd(), 1)
@@ -96,7 +104,7 @@ fn fd(ebpf: &Ebpf, name: &str) -> Result<OwnedFd> {
         .with_context(|| format!("duplicating the descriptor of map {name}"))
 }
 
-fn raw_map(ebpf: &Ebpf, name: &str, key_size: usize, value_size: usize) -> Result<RawMap> {
+pub fn raw_map(ebpf: &Ebpf, name: &str, key_size: usize, value_size: usize) -> Result<RawMap> {
     let info = data(ebpf, name)?
         .info()
         .with_context(|| format!("reading about map {name}"))?;

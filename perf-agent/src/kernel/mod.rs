@@ -8,13 +8,14 @@ mod links;
 pub mod maps;
 pub mod raw;
 pub mod tables;
+pub mod unwind;
 mod uprobes;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{Ebpf, EbpfLoader, maps::RingBuf, programs::ProgramError};
 use perf_ebpf_common::{
     offsets::{ABSENT, Need, Offsets},
-    signals::{control::Settings, sockets::CAPTURE_MAX},
+    signals::{control::Settings, sockets::CAPTURE_MAX, unwind::Block},
 };
 
 pub use self::links::PROGRAMS;
@@ -40,6 +41,9 @@ pub struct LoadOptions {
     /// Size of the ring of captured bytes, a power of two of at least a page.
     pub data_ring_bytes: u32,
     pub max_connections: u32,
+    /// Memory for unwind tables, in the kernel. Two million rows and their indices in 16 MiB; all
+    /// that MariaDB maps takes about three.
+    pub unwind_bytes: u32,
     /// Attach the programs' debug log.
     pub debug: bool,
     /// Probe OpenSSL.
@@ -61,6 +65,7 @@ impl Default for LoadOptions {
             capture_bytes: CAPTURE_MAX as u32,
             data_ring_bytes: 8 << 20,
             max_connections: 16384,
+            unwind_bytes: 16 << 20,
             debug: false,
             tls: true,
             command: false,
@@ -91,6 +96,18 @@ impl Kernel {
     /// Built without kernel programs; missing privilege; a kernel without BTF; a program that the
     /// verifier refuses. Each says what to do.
     pub fn load(options: &LoadOptions) -> Result<Kernel> {
+        Kernel::load_and(options, |_| Ok(()))
+    }
+
+    /// As [`Kernel::load`]; `early` gets the maps while the verifier still reads the programs, which
+    /// takes most of the time of an attach.
+    ///
+    /// # Errors
+    /// As [`Kernel::load`], and what `early` returns.
+    pub fn load_and(
+        options: &LoadOptions,
+        early: impl FnOnce(&mut Maps) -> Result<()>,
+    ) -> Result<Kernel> {
         if OBJECT.is_empty() {
             bail!(
                 "this perf-agent was built without its kernel programs; build it with `cargo xtask build`"
@@ -126,9 +143,11 @@ impl Kernel {
             .map_max_entries("data_scratch", cpus as u32)
             .map_max_entries("connections", options.max_connections)
             .map_max_entries("protocols", options.max_connections)
+            .map_max_entries("unwind_words", unwind_blocks(options))
             .load(OBJECT)
             .context("creating the kernel maps")?;
-        let maps = Maps::open(&ebpf)?;
+        let mut maps = Maps::open(&ebpf)?;
+        early(&mut maps)?;
         let ring = RingBuf::try_from(ebpf.take_map("events").context("map events is missing")?)
             .context("mapping the event ring")?;
         let data = RingBuf::try_from(ebpf.take_map("data").context("map data is missing")?)
@@ -227,9 +246,8 @@ impl Kernel {
         }
     }
 
-    /// Detaches everything; the maps stay for the last read.
+    /// Detaches everything but the probes on OpenSSL, which go with the programs; the maps stay for the last read.
     pub fn detach(&mut self) {
-        self.uprobes.detach(&mut self.ebpf);
         self.links.detach_all(&mut self.ebpf);
     }
 
@@ -315,6 +333,12 @@ pub fn give_memory_back() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Blocks of the unwind tables; the one a map must have where no stacks are taken.
+fn unwind_blocks(options: &LoadOptions) -> u32 {
+    let blocks = options.unwind_bytes / size_of::<Block>() as u32;
+    if options.stacks { blocks.max(1) } else { 1 }
 }
 
 /// The read-only globals, from the options and what the kernel is.

@@ -11,10 +11,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
-    programs::{
-        UProbe,
-        uprobe::{UProbeLinkId, UProbeScope},
-    },
+    programs::{UProbe, uprobe::UProbeScope},
 };
 
 use super::links::Links;
@@ -29,10 +26,10 @@ pub const FUNCTIONS: [(&str, &str); 4] = [
 /// Program of the return of each.
 pub const RETURN: &str = "tls_return";
 
-/// Probes that are attached, and the files looked at.
+/// Probes that are attached (until the programs are unloaded: it takes 0.1 s each, see
+/// `Control::tls_stopped`), and the files looked at.
 #[derive(Default)]
 pub struct Uprobes {
-    links: Vec<(&'static str, UProbeLinkId)>,
     /// By device and inode as `/proc/PID/maps` shows them.
     seen: HashSet<(String, u64)>,
     /// Files with probes.
@@ -106,10 +103,7 @@ impl Uprobes {
                     .try_into()
                     .with_context(|| format!("program {name}"))?;
                 match uprobe.attach(function, file, UProbeScope::AllProcesses) {
-                    Ok(link) => {
-                        self.links.push((name, link));
-                        found += 1;
-                    }
+                    Ok(_) => found += 1,
                     Err(e) if function.ends_with("_ex") => {
                         tracing::debug!(function, "{e}");
                         break;
@@ -120,17 +114,6 @@ impl Uprobes {
         }
         anyhow::ensure!(found > 0, "no OpenSSL function");
         Ok(())
-    }
-
-    /// Detaches them all.
-    pub fn detach(&mut self, ebpf: &mut Ebpf) {
-        for (name, link) in self.links.drain(..) {
-            if let Some(Ok(program)) = ebpf.program_mut(name).map(<&mut UProbe>::try_from)
-                && let Err(e) = program.detach(link)
-            {
-                tracing::debug!(name, "{e}");
-            }
-        }
     }
 }
 

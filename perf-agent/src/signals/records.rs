@@ -9,6 +9,7 @@ use perf_ebpf_common::{
         record,
         sockets::{ConnectionClosed, ConnectionMet},
         stacks::StackRecord,
+        unwind::Missed,
     },
 };
 
@@ -23,6 +24,7 @@ pub enum Record {
     UnixName(u64, String),
     Met(Box<ConnectionMet>),
     Closed(Box<ConnectionClosed>),
+    UnwindMissed(Missed),
 }
 
 /// Reads a record; `None` where its kind is unknown or it is too short for what it says.
@@ -54,6 +56,7 @@ pub fn parse(bytes: &[u8]) -> Option<Record> {
         }
         record::CONNECTION_MET => Record::Met(Box::new(ConnectionMet::from_bytes(bytes)?)),
         record::CONNECTION_CLOSED => Record::Closed(Box::new(ConnectionClosed::from_bytes(bytes)?)),
+        record::UNWIND_MISSED => Record::UnwindMissed(Missed::from_bytes(bytes)?),
         _ => return None,
     })
 }

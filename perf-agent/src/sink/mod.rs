@@ -6,6 +6,7 @@
 mod destination;
 mod ndjson;
 mod summary;
+pub(crate) mod text;
 pub mod units;
 
 use std::io;
@@ -134,7 +135,7 @@ mod tests {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            if ["destination", "mod", "units"].contains(&name.as_str()) {
+            if ["destination", "mod", "text", "units"].contains(&name.as_str()) {
                 continue;
             }
             assert!(

@@ -1,20 +1,30 @@
-//! Names the frames of stacks: blazesym (ELF, DWARF) and the kernel's own list, as soon as a stack
-//! arrives, so that a target which exits has been symbolized already.
+//! Names the frames of stacks: blazesym (ELF, DWARF), perf maps and the kernel's own list, as soon as
+//! a stack arrives, so that a target which exits has been symbolized already.
 
 mod kallsyms;
+mod perf_map;
 
 use std::{collections::HashMap, fs};
 
 use blazesym::{
     Pid,
     symbolize::{
-        Input, Symbolized, Symbolizer,
+        CodeInfo, Input, Symbolized, Symbolizer,
         source::{Process, Source},
     },
 };
 
-use self::kallsyms::Kallsyms;
-use crate::drain::{FrameFact, StackFact};
+use object::ReadCache;
+use perf_ebpf_common::signals::unwind::EXACT;
+
+use self::{kallsyms::Kallsyms, perf_map::PerfMaps};
+use crate::{
+    drain::{FrameFact, StackFact},
+    unwind::{
+        mappings::{self, Mapping},
+        object::Image,
+    },
+};
 
 /// Most frames remembered; past it the cache starts anew.
 const MAX_CACHED: usize = 65536;
@@ -22,11 +32,16 @@ const MAX_CACHED: usize = 65536;
 /// Symbolizes stacks, remembering every frame.
 pub struct Stacks {
     symbolizer: Symbolizer,
+    /// Whether it names functions that are inlined.
+    inlines: bool,
     /// Read at the first kernel stack.
     kernel: Option<Kallsyms>,
-    /// By process (0: the kernel) and address.
-    frames: HashMap<(u32, u64), FrameFact>,
+    /// By process (0: the kernel) and address; with the functions inlined there, innermost first.
+    frames: HashMap<(u32, u64), Vec<FrameFact>>,
     maps: HashMap<u32, Vec<Mapping>>,
+    perf_maps: PerfMaps,
+    /// Build IDs of files, in hexadecimal.
+    build_ids: HashMap<String, Option<String>>,
     /// Whether `symbolizer` has read anything.
     loaded: bool,
     /// How often it was let go of, and until when it is kept after the last time.
@@ -42,34 +57,25 @@ const MAX_DEBUG_READS: u32 = 8;
 /// How long symbol tables are kept at least once that is so.
 const KEEP_FOR_NS: u64 = 10_000_000_000;
 
-/// One line of `/proc/PID/maps`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Mapping {
-    start: u64,
-    end: u64,
-    offset: u64,
-    name: String,
-}
-
-impl Default for Stacks {
-    fn default() -> Self {
+impl Stacks {
+    /// With `inlines`, a frame is followed by the function it is inlined into, and so on; where
+    /// debug information tells. Of 300 addresses all over this program's own 42 MB that takes
+    /// 14 MB of memory more, of 10,000 it takes 41 MB and 1.0 s in place of 0.4 s.
+    pub fn new(inlines: bool) -> Self {
         Stacks {
-            symbolizer: symbolizer(),
+            symbolizer: symbolizer(inlines),
+            inlines,
             kernel: None,
             frames: HashMap::new(),
             maps: HashMap::new(),
+            perf_maps: PerfMaps::default(),
+            build_ids: HashMap::new(),
             loaded: false,
             let_go: 0,
             keep_until_ns: 0,
         }
     }
-}
 
-fn symbolizer() -> Symbolizer {
-    Symbolizer::builder().enable_inlined_fns(false).build()
-}
-
-impl Stacks {
     /// Names a stack's frames. `pid` 0 is a kernel stack, from which the scheduler's own frames
     /// (and the tracer's above them) are taken off.
     pub fn name(&mut self, id: u64, pid: u32, addresses: &[u64]) -> StackFact {
@@ -83,22 +89,42 @@ impl Stacks {
         let looked_up: Vec<u64> = addresses
             .iter()
             .enumerate()
-            .map(|(i, a)| if i == 0 { *a } else { a.saturating_sub(1) })
+            .map(|(i, a)| match a {
+                _ if i == 0 => *a,
+                _ if pid != 0 && a & EXACT != 0 => a & !EXACT,
+                _ => a.saturating_sub(1),
+            })
             .collect();
-        let missing: Vec<u64> = looked_up
-            .iter()
-            .copied()
-            .filter(|a| !self.frames.contains_key(&(pid, *a)))
-            .collect();
+        // Code made at run time is looked up every time: its map grows, and other code may stand
+        // there now.
+        let mut made: HashMap<u64, FrameFact> = HashMap::new();
+        let mut missing = Vec::new();
+        for address in &looked_up {
+            if self.frames.contains_key(&(pid, *address)) {
+                continue;
+            }
+            match self.mapped(pid, *address) {
+                Some(m) if m.is_memory() => {
+                    made.insert(*address, self.without_symbol(pid, *address));
+                }
+                _ => missing.push(*address),
+            }
+        }
         if !missing.is_empty() {
-            self.look_up(pid, &missing);
+            self.look_up(pid, &missing, &mut made);
         }
         // A frame-pointer walk through code without frame pointers reads what happens to stand
         // there: from the first word that is no address of code on it is data, the target's.
+        let frames_of = |a: &u64| match made.get(a) {
+            Some(frame) => Some(std::slice::from_ref(frame)),
+            None => self.frames.get(&(pid, *a)).map(Vec::as_slice),
+        };
         let mut frames: Vec<FrameFact> = looked_up
             .iter()
-            .map_while(|a| self.frames.get(&(pid, *a)).cloned())
-            .take_while(|f| pid == 0 || f.symbolized || f.module.is_some())
+            .map_while(frames_of)
+            .take_while(|f| pid == 0 || f.iter().any(|f| f.symbolized || f.module.is_some()))
+            .flatten()
+            .cloned()
             .collect();
         if pid == 0 {
             strip_scheduler(&mut frames);
@@ -106,10 +132,16 @@ impl Stacks {
         StackFact { id, frames }
     }
 
+    /// The process maps code that was not known of.
+    pub fn remap(&mut self, pid: u32) {
+        self.maps.remove(&pid);
+    }
+
     /// The process runs another program now.
     pub fn forget(&mut self, pid: u32) {
         self.frames.retain(|(p, _), _| *p != pid);
         self.maps.remove(&pid);
+        self.perf_maps.forget(pid);
     }
 
     /// Lets go of what was read of programs so far (debug information takes 10 to 40 MB) where the
@@ -119,7 +151,7 @@ impl Stacks {
         if !self.loaded || now_ns < self.keep_until_ns || resident_bytes() < LET_GO_BYTES {
             return;
         }
-        self.symbolizer = symbolizer();
+        self.symbolizer = symbolizer(self.inlines);
         self.loaded = false;
         crate::kernel::give_memory_back();
         self.let_go += 1;
@@ -128,7 +160,7 @@ impl Stacks {
         }
     }
 
-    fn look_up(&mut self, pid: u32, addresses: &[u64]) {
+    fn look_up(&mut self, pid: u32, addresses: &[u64], made: &mut HashMap<u64, FrameFact>) {
         if self.frames.len() + addresses.len() > MAX_CACHED {
             self.frames.clear();
         }
@@ -138,23 +170,19 @@ impl Stacks {
         self.loaded = true;
         let debug = self.let_go < MAX_DEBUG_READS;
         let mut found = self.ask(&process(pid, debug), addresses);
-        let left: Vec<u64> = addresses
-            .iter()
-            .zip(&found)
-            .filter(|(_, f)| f.is_none())
-            .map(|(a, _)| *a)
-            .collect();
-        if debug && !left.is_empty() {
-            // Debug information covers a part of most programs (their own code and not their
-            // libraries'); where it has nothing the symbol table may.
-            let mut again = self.ask(&process(pid, false), &left).into_iter();
-            for frame in found.iter_mut().filter(|f| f.is_none()) {
-                *frame = again.next().flatten();
-            }
+        if debug {
+            self.ask_symbols(pid, addresses, &mut found);
         }
-        for (address, frame) in addresses.iter().zip(found) {
-            let frame = frame.unwrap_or_else(|| self.unnamed(pid, *address));
-            self.frames.insert((pid, *address), frame);
+        for (address, mut frames) in addresses.iter().zip(found) {
+            if frames.is_empty() {
+                let frame = self.without_symbol(pid, *address);
+                if frame.module.as_deref().is_some_and(mappings::is_memory) {
+                    made.insert(*address, frame);
+                    continue;
+                }
+                frames.push(frame);
+            }
+            self.frames.insert((pid, *address), frames);
         }
     }
 
@@ -174,49 +202,104 @@ impl Stacks {
                 },
                 None => unnamed_address(*address),
             };
-            self.frames.insert((0, *address), frame);
+            self.frames.insert((0, *address), vec![frame]);
         }
     }
 
-    fn ask(&self, source: &Source<'_>, addresses: &[u64]) -> Vec<Option<FrameFact>> {
-        match self.symbolizer.symbolize(source, Input::AbsAddr(addresses)) {
-            Ok(results) => results.iter().map(named).collect(),
-            Err(e) => {
-                tracing::debug!("symbolizing {source:?}: {e}");
-                vec![None; addresses.len()]
+    /// Asks the symbol table where debug information says nothing (it covers a part of most
+    /// programs: their own code and not their libraries') or names a Rust function without its
+    /// path, as it does where it is made for line numbers alone.
+    fn ask_symbols(&self, pid: u32, addresses: &[u64], found: &mut [Vec<FrameFact>]) {
+        let at: Vec<usize> = (0..found.len())
+            .filter(|i| found[*i].last().is_none_or(lacks_path))
+            .collect();
+        if at.is_empty() {
+            return;
+        }
+        let addresses: Vec<u64> = at.iter().map(|i| addresses[*i]).collect();
+        let symbols = self.ask(&process(pid, false), &addresses);
+        for (i, mut symbol) in at.into_iter().zip(symbols) {
+            match (found[i].last_mut(), symbol.pop()) {
+                (Some(frame), Some(symbol)) => frame.name = symbol.name,
+                (None, Some(symbol)) => found[i].push(symbol),
+                (_, None) => {}
             }
         }
     }
 
-    /// A frame without a symbol: module and offset, never a guess.
-    fn unnamed(&mut self, pid: u32, address: u64) -> FrameFact {
-        let place = |mappings: &[Mapping]| {
-            let m = mappings
-                .iter()
-                .find(|m| (m.start..m.end).contains(&address))?;
-            let file = m.name.rsplit('/').next().filter(|f| !f.is_empty())?;
-            Some(FrameFact {
-                name: format!("{file}+{:#x}", address - m.start + m.offset),
-                module: Some(m.name.clone()),
-                source: None,
-                symbolized: false,
-            })
-        };
-        let mut found = self.maps.get(&pid).and_then(|m| place(m));
-        if found.is_none() {
-            let mappings =
-                mappings(&fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default());
-            found = place(&mappings);
-            self.maps.insert(pid, mappings);
+    /// The frames at each address, none where there is no symbol.
+    fn ask(&self, source: &Source<'_>, addresses: &[u64]) -> Vec<Vec<FrameFact>> {
+        match self.symbolizer.symbolize(source, Input::AbsAddr(addresses)) {
+            Ok(results) => results.iter().map(named).collect(),
+            // One address in a file that cannot be read fails them all.
+            Err(e) if addresses.len() > 1 => {
+                tracing::debug!("symbolizing {source:?}: {e}; one by one");
+                let halves = addresses.split_at(addresses.len() / 2);
+                let mut found = self.ask(source, halves.0);
+                found.extend(self.ask(source, halves.1));
+                found
+            }
+            Err(e) => {
+                tracing::debug!("symbolizing {source:?}: {e}");
+                vec![Vec::new()]
+            }
         }
-        found.unwrap_or_else(|| unnamed_address(address))
+    }
+
+    /// A frame that no object has a symbol for: code made at run time, which a perf map may name,
+    /// or stripped code, which is module and offset, never a guess.
+    fn without_symbol(&mut self, pid: u32, address: u64) -> FrameFact {
+        if self.mapped(pid, address).is_none() && pid != 0 {
+            let text = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+            // One that is gone leaves what was known of it.
+            if !text.is_empty() {
+                self.maps.insert(pid, mappings::parse(&text));
+            }
+        }
+        let Some(m) = self.mapped(pid, address) else {
+            return unnamed_address(address);
+        };
+        let (m, offset) = (m.clone(), address - m.start + m.offset);
+        let named = match m.is_memory() {
+            true => self.perf_maps.name(pid, address),
+            false => None,
+        };
+        let module = m.module();
+        let file = module.rsplit('/').next().unwrap_or_default();
+        FrameFact {
+            symbolized: named.is_some(),
+            build_id: self.build_id(pid, &m).filter(|_| named.is_none()),
+            name: named.unwrap_or_else(|| format!("{file}+{offset:#x}")),
+            module: Some(module.to_owned()),
+            ..FrameFact::default()
+        }
+    }
+
+    /// The build ID of what is mapped, in hexadecimal.
+    fn build_id(&mut self, pid: u32, m: &Mapping) -> Option<String> {
+        if m.inode == 0 {
+            return None;
+        }
+        let read = || {
+            let data = ReadCache::new(fs::File::open(m.link(pid)).ok()?);
+            let id = Image::parse(&data).ok()?.build_id()?;
+            Some(id.iter().map(|byte| format!("{byte:02x}")).collect())
+        };
+        self.build_ids
+            .entry(m.name.clone())
+            .or_insert_with(read)
+            .clone()
+    }
+
+    /// The executable mapping an address is in, as far as the mappings were read.
+    fn mapped(&self, pid: u32, address: u64) -> Option<&Mapping> {
+        let mut mappings = self.maps.get(&pid)?.iter();
+        mappings.find(|m| (m.start..m.end).contains(&address))
     }
 }
 
-fn process(pid: u32, debug: bool) -> Source<'static> {
-    let mut process = Process::new(Pid::from(pid));
-    process.debug_syms = debug;
-    Source::Process(process)
+fn symbolizer(inlines: bool) -> Symbolizer {
+    Symbolizer::builder().enable_inlined_fns(inlines).build()
 }
 
 fn unnamed_address(address: u64) -> FrameFact {
@@ -226,20 +309,47 @@ fn unnamed_address(address: u64) -> FrameFact {
     }
 }
 
-fn named(result: &Symbolized<'_>) -> Option<FrameFact> {
-    let symbol = result.as_sym()?;
-    Some(FrameFact {
-        name: symbol.name.to_string(),
-        module: symbol
-            .module
-            .as_ref()
-            .map(|m| m.to_string_lossy().into_owned()),
-        source: symbol.code_info.as_ref().map(|c| match c.line {
+fn process(pid: u32, debug_syms: bool) -> Source<'static> {
+    let mut process = Process::new(Pid::from(pid));
+    process.debug_syms = debug_syms;
+    // See `perf_map`.
+    process.perf_map = false;
+    Source::Process(process)
+}
+
+/// Whether a function's name is bare where it stands in a Rust source file.
+fn lacks_path(frame: &FrameFact) -> bool {
+    let source = frame.source.as_deref().unwrap_or_default();
+    let file = source.split(':').next().unwrap_or_default();
+    file.ends_with(".rs") && !frame.name.contains("::")
+}
+
+/// A function and those inlined in it at the address, innermost first.
+fn named(result: &Symbolized<'_>) -> Vec<FrameFact> {
+    let Some(symbol) = result.as_sym() else {
+        return Vec::new();
+    };
+    let module = symbol
+        .module
+        .as_ref()
+        .map(|m| m.to_string_lossy().into_owned());
+    let frame = |name: &str, code: Option<&CodeInfo<'_>>, inlined| FrameFact {
+        name: name.to_owned(),
+        module: module.clone(),
+        source: code.map(|c| match c.line {
             Some(line) => format!("{}:{line}", c.to_path().display()),
             None => c.to_path().display().to_string(),
         }),
         symbolized: true,
-    })
+        inlined,
+        build_id: None,
+    };
+    // Told in the order of the calls: the outermost first.
+    let inlined = symbol.inlined.iter().rev();
+    inlined
+        .map(|i| frame(&i.name, i.code_info.as_ref(), true))
+        .chain([frame(&symbol.name, symbol.code_info.as_deref(), false)])
+        .collect()
 }
 
 /// Takes off what every blocked thread's kernel stack begins with: the tracer's own program, the
@@ -256,27 +366,6 @@ fn strip_scheduler(frames: &mut Vec<FrameFact>) {
     }
 }
 
-fn mappings(text: &str) -> Vec<Mapping> {
-    text.lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let (start, end) = words.next()?.split_once('-')?;
-            let hex = |s| u64::from_str_radix(s, 16).ok();
-            let permissions = words.next()?;
-            let offset = words.next()?;
-            if !permissions.contains('x') {
-                return None;
-            }
-            Some(Mapping {
-                start: hex(start)?,
-                end: hex(end)?,
-                offset: hex(offset)?,
-                name: words.nth(2)?.to_owned(),
-            })
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_function_of_this_program_is_named_with_its_source() {
-        let stack = Stacks::default().name(1, std::process::id(), &[known_function()]);
+        let stack = Stacks::new(false).name(1, std::process::id(), &[known_function()]);
         let frame = &stack.frames[0];
         assert!(frame.name.contains("known_function"), "{frame:?}");
         assert!(frame.symbolized);
@@ -303,29 +392,122 @@ mod tests {
 
     #[test]
     fn an_address_without_a_symbol_is_a_module_and_an_offset() {
-        let maps =
-            "1000-2000 r-xp 00004000 fe:00 77   /usr/bin/thing\n3000-4000 rw-p 00000000 00:00 0\n";
-        assert_eq!(
-            mappings(maps),
-            [Mapping {
-                start: 0x1000,
-                end: 0x2000,
-                offset: 0x4000,
-                name: "/usr/bin/thing".into()
-            }]
-        );
-        let mut stacks = Stacks::default();
-        stacks.maps.insert(7, mappings(maps));
-        let frame = stacks.unnamed(7, 0x1010);
+        let maps = "1000-2000 r-xp 00004000 fe:00 77   /usr/bin/thing\n";
+        let mut stacks = Stacks::new(false);
+        stacks.maps.insert(7, mappings::parse(maps));
+        let frame = stacks.without_symbol(7, 0x1010);
         assert_eq!(
             (frame.name.as_str(), frame.symbolized),
             ("thing+0x4010", false)
         );
     }
 
+    #[inline(always)]
+    fn inlined_function(deep: u64) -> u64 {
+        std::hint::black_box(deep) + 1
+    }
+
+    #[inline(never)]
+    fn outer_function(n: u64) -> u64 {
+        inlined_function(n)
+    }
+
+    #[test]
+    fn inlined_functions_come_before_the_one_they_are_inlined_into() {
+        assert_eq!(outer_function(1), 2);
+        let start = outer_function as fn(u64) -> u64 as usize as u64;
+        let mut stacks = Stacks::new(true);
+        // One of the first instructions is the inlined function's.
+        let found = (start..start + 64).find_map(|address| {
+            let frames = stacks.name(1, std::process::id(), &[address]).frames;
+            let at = frames
+                .iter()
+                .position(|f| f.name.contains("outer_function"))?;
+            (at > 0).then_some(frames)
+        });
+        let frames = found.expect("an address in the inlined function");
+        let at = frames.len() - 1;
+        assert!(frames[at].name.contains("outer_function"), "{frames:?}");
+        assert!(!frames[at].inlined, "{frames:?}");
+        assert!(
+            frames[at - 1].name.contains("inlined_function") && frames[at - 1].inlined,
+            "{frames:?}"
+        );
+        let plain = Stacks::new(false).name(1, std::process::id(), &[start]);
+        assert_eq!(plain.frames.len(), 1, "{plain:?}");
+    }
+
+    // A mangled name of the Itanium C++ ABI.
+    #[unsafe(export_name = "_ZN5store5Cache3getEiPKc")]
+    #[inline(never)]
+    extern "C" fn mangled(a: i32) -> i32 {
+        std::hint::black_box(a)
+    }
+
+    #[test]
+    fn a_cpp_name_is_demangled() {
+        assert_eq!(mangled(3), 3);
+        let address = mangled as extern "C" fn(i32) -> i32 as usize as u64;
+        let frames = Stacks::new(false)
+            .name(1, std::process::id(), &[address])
+            .frames;
+        assert_eq!(frames[0].name, "store::Cache::get(int, char const*)");
+    }
+
+    /// An executable page of nobody's file.
+    struct Page(*mut libc::c_void);
+
+    impl Page {
+        fn new() -> Page {
+            let (protection, flags) = (
+                libc::PROT_READ | libc::PROT_EXEC,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            );
+            // SAFETY: a new mapping, where the kernel likes.
+            let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+            assert_ne!(page, libc::MAP_FAILED);
+            Page(page)
+        }
+    }
+
+    impl Drop for Page {
+        fn drop(&mut self) {
+            // SAFETY: mapped by `new`, and nobody keeps an address of it.
+            unsafe { libc::munmap(self.0, 4096) };
+        }
+    }
+
+    #[test]
+    fn code_made_at_run_time_has_the_name_of_the_perf_map_as_soon_as_it_is_there() {
+        let page = Page::new();
+        let (start, pid) = (page.0 as u64, std::process::id());
+        let map = format!("/tmp/perf-{pid}.map");
+        let mut stacks = Stacks::new(false);
+        let mut name = |at: u64| {
+            // The innermost frame is looked up as it stands.
+            let frames = stacks.name(1, pid, &[at, known_function() + 2]).frames;
+            assert!(frames[1].name.contains("known_function"), "{frames:?}");
+            (frames[0].name.clone(), frames[0].symbolized)
+        };
+        let offset = |at: u64| (format!("[anon]+{at:#x}"), false);
+        assert_eq!(name(start + 0x20), offset(0x20));
+        fs::write(
+            &map,
+            format!("{start:x} 40 jit_hot\n{:x} 40 jit_", start + 0x40),
+        )
+        .unwrap();
+        assert_eq!(name(start + 0x20), ("jit_hot".to_owned(), true));
+        assert_eq!(name(start + 0x50), offset(0x50));
+        let both = format!("{start:x} 40 jit_hot\n{:x} 40 jit_cold\n", start + 0x40);
+        fs::write(&map, both).unwrap();
+        assert_eq!(name(start + 0x50), ("jit_cold".to_owned(), true));
+        fs::remove_file(&map).unwrap();
+        assert_eq!(name(start + 0x50), ("jit_cold".to_owned(), true));
+    }
+
     #[test]
     fn what_was_read_is_let_go_of_when_large_and_names_stay() {
-        let mut stacks = Stacks::default();
+        let mut stacks = Stacks::new(false);
         let (pid, address) = (std::process::id(), known_function());
         let named = stacks.name(1, pid, &[address]);
         stacks.let_go(0, || LET_GO_BYTES - 1);
@@ -338,7 +520,7 @@ mod tests {
 
     #[test]
     fn debug_information_is_not_read_over_and_over() {
-        let mut stacks = Stacks::default();
+        let mut stacks = Stacks::new(false);
         let (pid, address) = (std::process::id(), known_function());
         for i in 0..MAX_DEBUG_READS {
             let stack = stacks.name(1, pid, &[address + u64::from(i)]);

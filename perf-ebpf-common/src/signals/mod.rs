@@ -8,6 +8,7 @@ pub mod sockets;
 pub mod stacks;
 pub mod syscalls;
 pub mod tls;
+pub mod unwind;
 
 use crate::{histogram::BUCKETS, wire};
 
@@ -41,8 +42,10 @@ pub mod record {
     pub const CONNECTION_CLOSED: u32 = 7;
     /// [`super::sockets::SocketData`] followed by its bytes
     pub const SOCKET_DATA: u32 = 8;
+    /// [`super::unwind::Missed`]
+    pub const UNWIND_MISSED: u32 = 12;
     /// One past the largest.
-    pub const END: usize = 9;
+    pub const END: usize = 13;
 }
 
 /// Count, sum, maximum and histogram of something timed. Cumulative; user space takes differences.

@@ -17,6 +17,7 @@ use perf_ebpf_common::{
 
 use crate::{
     prelude::*,
+    registers::{Registers, UserRegisters},
     signals::{
         ledger,
         stacks::{self, Slot},
@@ -41,6 +42,35 @@ fn in_user_mode(ctx: *mut c_void) -> bool {
     }
 }
 
+/// The user registers of the sample.
+#[inline(always)]
+fn user_registers(ctx: *mut c_void, user_mode: bool) -> UserRegisters {
+    if !user_mode {
+        return Registers::of_current().user();
+    }
+    let data = ctx.cast::<bpf_perf_event_data>();
+    // SAFETY: the context of a perf_event program; the verifier checks the offsets.
+    #[cfg(bpf_target_arch = "x86_64")]
+    unsafe {
+        UserRegisters {
+            ip: (*data).regs.rip,
+            sp: (*data).regs.rsp,
+            fp: (*data).regs.rbp,
+            link: 0,
+        }
+    }
+    // SAFETY: as above.
+    #[cfg(bpf_target_arch = "aarch64")]
+    unsafe {
+        UserRegisters {
+            ip: (*data).regs.pc,
+            sp: (*data).regs.sp,
+            fp: (*data).regs.regs[29],
+            link: (*data).regs.regs[30],
+        }
+    }
+}
+
 /// A tick of the clock on this CPU.
 #[inline(always)]
 pub fn sample(ctx: &PerfEventContext) {
@@ -62,9 +92,10 @@ pub fn sample(ctx: &PerfEventContext) {
         kernel_stack: if user_mode {
             0
         } else {
-            stacks::walk(context, 0, Slot::CpuClock)
+            stacks::walk_kernel(context, Slot::CpuClock)
         },
-        user_stack: stacks::walk(context, t.tgid, Slot::CpuClock),
+        user_stack: stacks::walk_user(t.tgid, &user_registers(context, user_mode), Slot::CpuClock)
+            .0,
         detail: [0; 2],
         slot: t.slot,
         nr: !user_mode as u16,

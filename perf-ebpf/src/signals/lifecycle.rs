@@ -21,7 +21,7 @@ use crate::{
     file::NO_WAKEUP,
     prelude::*,
     shared_maps::{EVENTS, GENERATED, THREADS},
-    signals::ledger,
+    signals::{ledger, unwind},
 };
 
 /// A new account is built here: it is larger than the stack.
@@ -106,6 +106,9 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         pad: 0,
         seq_tail: 0,
     };
+    if new_process {
+        unwind::forked(parent.tgid, tgid);
+    }
     if THREADS.insert(&tid, &*t, BPF_NOEXIST as u64).is_err() {
         // It is there where user space seeded it first, between its creation and this event.
         if THREADS.get_ptr(&tid).is_none() {
@@ -182,6 +185,7 @@ pub fn exec(task: Typed, old_tid: u32) {
     let Some(t) = ledger::thread(old_tid) else {
         return;
     };
+    unwind::executed(tgid);
     // The memo and the last file are of the program that is gone.
     ledger::begin(t);
     t.memo = [StackMemo {

@@ -8,3 +8,4 @@ pub mod sockets;
 pub mod stacks;
 pub mod syscalls;
 pub mod tls;
+pub mod unwind;

@@ -20,27 +20,30 @@ use perf_ebpf_common::{
         ledger::{MEMO_SLOTS, StackMemo, ThreadState},
         record,
         stacks::{MAX_FRAMES, MemoStats, StackRecord, hash_start, hash_step},
+        unwind::Stop,
     },
 };
 
 use crate::{
     file::NO_WAKEUP,
     prelude::*,
-    registers::Registers,
+    registers::{Registers, UserRegisters},
     shared_maps::{EVENTS, GENERATED},
+    signals::unwind::{self, Walk},
 };
 
 /// A stack record with room for every frame.
 #[repr(C)]
-struct Scratch {
+pub struct Scratch {
     record: StackRecord,
     // One more than is ever filled, so that a masked index stays inside.
-    frames: [u64; MAX_FRAMES + 1],
+    pub frames: [u64; MAX_FRAMES + 1],
+    pub walk: Walk,
 }
 
 /// One slot for each program class that walks: the CPU clock may interrupt the others.
 #[map(name = "stack_scratch")]
-static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
 
 /// Stacks sent already, by content hash.
 #[map(name = "stack_seen")]
@@ -48,9 +51,6 @@ static SEEN: HashMap<u64, u8> = HashMap::with_max_entries(32768, 0);
 
 #[map(name = "memo_stats")]
 static STATS: PerCpuArray<MemoStats> = PerCpuArray::with_max_entries(1, 0);
-
-/// `BPF_F_USER_STACK`.
-const USER_STACK: u64 = 1 << 8;
 
 /// Scratch slot of a program class.
 #[derive(Clone, Copy)]
@@ -95,15 +95,15 @@ pub fn of_block(ctx: &BtfTracePointContext, t: &mut ThreadState, regs: &Register
         stats.walks += 1;
     }
     let context = ctx_ptr(ctx);
-    let kernel_stack = walk(context, 0, Slot::Scheduler);
-    let user_stack = walk(context, t.tgid, Slot::Scheduler);
+    let kernel_stack = walk_kernel(context, Slot::Scheduler);
+    let (user_stack, partial) = walk_user(t.tgid, &regs.user(), Slot::Scheduler);
     if hit && (kernel_stack != memo.kernel_stack || user_stack != memo.user_stack) {
         stats.mismatched += 1;
     }
     t.site.kernel_stack = kernel_stack;
     t.site.user_stack = user_stack;
     t.memo[index] = StackMemo {
-        key,
+        key: if partial { 0 } else { key },
         kernel_stack,
         user_stack,
     };
@@ -115,20 +115,18 @@ fn ctx_ptr(ctx: &BtfTracePointContext) -> *mut c_void {
     ctx.as_ptr()
 }
 
-/// Walks the current thread's stack: its kernel stack for `tgid` 0, else its user stack by frame
-/// pointers. Returns the content hash, 0 where there is none.
+/// Walks the current thread's kernel stack. Returns the content hash, 0 where there is none.
 #[inline(always)]
-pub fn walk(ctx: *mut c_void, tgid: u32, slot: Slot) -> u64 {
+pub fn walk_kernel(ctx: *mut c_void, slot: Slot) -> u64 {
     let Some(scratch) = SCRATCH.get_ptr_mut(slot as u32) else {
         return 0;
     };
     // The first two frames of a tracepoint program's kernel stack are the program and its caller
     // `bpf_trace_runN`, which calls from another place while run-time statistics are on: two walks
     // of one stack would differ in them.
-    let flags = match (tgid, slot) {
-        (0, Slot::Scheduler) => 2,
-        (0, Slot::CpuClock) => 0,
-        _ => USER_STACK,
+    let skip = match slot {
+        Slot::Scheduler => 2,
+        Slot::CpuClock => 0,
     };
     // SAFETY: the buffer is MAX_FRAMES words of the scratch.
     let bytes = unsafe {
@@ -136,23 +134,45 @@ pub fn walk(ctx: *mut c_void, tgid: u32, slot: Slot) -> u64 {
             ctx,
             (&raw mut (*scratch).frames).cast(),
             (MAX_FRAMES * 8) as u32,
-            flags,
+            skip,
         )
     };
-    if bytes == 0 {
-        // There is none: a thread that is past the end of its address space.
-        return 0;
-    }
-    if bytes < 0 {
-        lose(if tgid == 0 {
-            Loss::KernelStackFailed
-        } else {
-            Loss::UserStackFailed
-        });
+    if bytes <= 0 {
+        if bytes < 0 {
+            lose(Loss::KernelStackFailed);
+        }
         return 0;
     }
     // SAFETY: a per-CPU element of this program class.
-    send(unsafe { &mut *scratch }, tgid, bytes as usize / 8)
+    let scratch = unsafe { &mut *scratch };
+    scratch.record.frames = (bytes as usize / 8) as u32;
+    let hash = content_hash(scratch, 0, bytes as usize / 8);
+    send(scratch, 0, hash);
+    hash
+}
+
+/// Walks a user stack of the current process. Returns the content hash, and whether a later walk
+/// may find more.
+#[inline(always)]
+pub fn walk_user(tgid: u32, regs: &UserRegisters, slot: Slot) -> (u64, bool) {
+    if regs.ip == 0 {
+        // There is none: a thread of the kernel's.
+        return (0, false);
+    }
+    let Some(scratch) = SCRATCH.get_ptr_mut(slot as u32) else {
+        return (0, false);
+    };
+    // SAFETY: a per-CPU element of this program class.
+    let scratch = unsafe { &mut *scratch };
+    unwind::walk(scratch, tgid, regs, slot);
+    let stop = forgotten(&scratch.walk.stop);
+    scratch.record.frames = forgotten(&scratch.walk.frames);
+    let hash = forgotten(&scratch.walk.hash);
+    send(scratch, tgid, hash);
+    (
+        hash,
+        stop == Stop::Pending as u32 || stop == Stop::NoMapping as u32,
+    )
 }
 
 /// Hashes the frames of a stack.
@@ -172,14 +192,12 @@ fn content_hash(scratch: &Scratch, tgid: u32, frames: usize) -> u64 {
     hash
 }
 
-/// Hashes a walked stack and sends it if it is new.
+/// Sends a walked stack if it is new.
 #[inline(never)]
-fn send(scratch: &mut Scratch, tgid: u32, frames: usize) -> u64 {
-    scratch.record.frames = frames as u32;
-    let hash = content_hash(scratch, tgid, frames);
+fn send(scratch: &mut Scratch, tgid: u32, hash: u64) {
     let frames = forgotten(&scratch.record.frames);
     if SEEN.get_ptr(&hash).is_some() {
-        return hash;
+        return;
     }
     scratch.record = StackRecord {
         header: RecordHeader {
@@ -196,7 +214,7 @@ fn send(scratch: &mut Scratch, tgid: u32, frames: usize) -> u64 {
         if SEEN.get_ptr(&hash).is_none() {
             lose(Loss::StackSeenFull);
         }
-        return hash;
+        return;
     }
     if let Some(count) = GENERATED.get_ptr_mut(record::STACK) {
         // SAFETY: a per-CPU element.
@@ -219,5 +237,4 @@ fn send(scratch: &mut Scratch, tgid: u32, frames: usize) -> u64 {
         // Not sent: the next one with this content tries again.
         let _ = SEEN.remove(&hash);
     }
-    hash
 }

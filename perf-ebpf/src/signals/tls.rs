@@ -21,7 +21,7 @@ use perf_ebpf_common::{
 };
 
 use super::sockets::{self, DATA, Socket};
-use crate::{file::NO_WAKEUP, prelude::*};
+use crate::{file::NO_WAKEUP, prelude::*, shared_maps::CONTROL};
 
 /// By process and `SSL *`. An LRU: processes end without freeing theirs.
 #[map(name = "tls_streams")]
@@ -47,9 +47,18 @@ fn key(t: &ThreadState) -> TlsKey {
     }
 }
 
+/// The trace is over.
+#[inline(always)]
+fn stopped() -> bool {
+    CONTROL.get(0).is_none_or(|control| control.tls_stopped != 0)
+}
+
 /// A read or write begins.
 #[inline(always)]
 pub fn enter(t: &mut ThreadState, ctx: &ProbeContext, what: u8, ex: bool) {
+    if stopped() {
+        return;
+    }
     t.tls = TlsCall {
         ssl: ctx.arg(0).unwrap_or(0),
         buffer: ctx.arg(1).unwrap_or(0),
@@ -93,7 +102,7 @@ pub fn leave(t: &mut ThreadState, ctx: &RetProbeContext) {
     }
     t.tls_call = call::NONE;
     let returned = ctx.ret::<i32>();
-    if returned <= 0 {
+    if returned <= 0 || stopped() {
         return;
     }
     let bytes = if t.tls.length_at == 0 {

@@ -4,6 +4,7 @@
 //! with a JSON object that says what it did. With `--hold` it then waits for a second line, so
 //! that it can be looked at when its work is over.
 
+pub mod churn;
 pub mod clock;
 pub mod cpu;
 pub mod errors;
@@ -12,6 +13,7 @@ pub mod forker;
 pub mod fresh_pages;
 pub mod fsyncs;
 pub mod gate;
+pub mod jit;
 pub mod lockfight;
 pub mod measured;
 pub mod meter;
@@ -34,12 +36,15 @@ pub type Workload = fn(&Options, &Gate) -> io::Result<String>;
 
 /// Every workload by name.
 pub const WORKLOADS: &[(&str, Workload)] = &[
+    ("churn", churn::run),
     ("cpu", cpu::run),
     ("errors", errors::run),
     ("faults", faults::run),
     ("forker", forker::run),
     ("fresh-pages", fresh_pages::run),
     ("fsyncs", fsyncs::run),
+    ("jit", jit::run),
+    ("jit-private-tmp", jit::run_in_private_tmp),
     ("lockfight", lockfight::run),
     ("migrate", migrate::run),
     ("paced-calls", paced_calls::run),

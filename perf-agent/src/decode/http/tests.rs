@@ -4,24 +4,13 @@ use super::*;
 use crate::decode::{
     Options,
     testing::{
-        Decoded, FOREIGN, Piece, answers, asks, cut_anywhere, decode_with, events, read as decoded,
-        survives,
+        self, FOREIGN, Passing, Piece, answers, asks, cut_anywhere, decode_with, events, survives,
     },
 };
 
 /// Text and error of each exchange, and anomalies.
 fn told(pieces: &[Piece]) -> Vec<String> {
-    lines(&cut_anywhere(Protocol::Http, Joined::AtStart, pieces))
-}
-
-fn lines(decoded: &Decoded) -> Vec<String> {
-    let exchanges = decoded.exchanges.iter().map(|e| {
-        let error = e.error.as_deref().map(|e| format!(" !{e}"));
-        format!("{}{}", e.text, error.unwrap_or_default())
-    });
-    let anomalies = decoded.anomalies.iter();
-    let anomalies = anomalies.map(|(what, n)| format!("{} {n}", what.name()));
-    exchanges.chain(anomalies).collect()
+    cut_anywhere(Protocol::Http, Joined::AtStart, pieces).lines()
 }
 
 #[test]
@@ -148,7 +137,7 @@ fn malformed_messages_are_counted_once_and_the_next_is_found() {
     ];
     let decoded = decode_with(Protocol::Http, Joined::AtStart, Options::default(), &pieces);
     assert_eq!(
-        lines(&decoded),
+        decoded.lines(),
         [
             "GET /next",
             "orphan_answers 1",
@@ -159,17 +148,8 @@ fn malformed_messages_are_counted_once_and_the_next_is_found() {
     );
 }
 
-fn run(joined: Joined, events: &[(Direction, u64, Result<&str, u64>)]) -> Vec<String> {
-    let mut output = Output::new(Options::default());
-    let mut http = Http::new(joined);
-    for (direction, at_ns, event) in events {
-        match event {
-            Ok(text) => http.bytes(*direction, *at_ns, text.as_bytes(), &mut output),
-            Err(count) => http.gap(*direction, *at_ns, *count, &mut output),
-        }
-    }
-    http.end(&mut output);
-    lines(&decoded(&output))
+fn run(joined: Joined, passing: &[Passing<&str>]) -> Vec<String> {
+    testing::run(&mut Http::new(joined), passing).lines()
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::*;
 use crate::decode::{
     Anomaly, Options,
     testing::{
-        Decoded, FOREIGN, Piece, answers, asks, cut_anywhere, decode_with, events, survives,
+        self, FOREIGN, Passing, Piece, answers, asks, cut_anywhere, decode_with, events, survives,
     },
 };
 
@@ -18,26 +18,7 @@ fn told(pieces: &[Piece]) -> Vec<String> {
             .all(|(what, _)| *what != Anomaly::Malformed)
     );
     let raw = Options { raw: true };
-    lines(&decode_with(
-        Protocol::Memcached,
-        Joined::AtStart,
-        raw,
-        pieces,
-    ))
-}
-
-fn lines(decoded: &Decoded) -> Vec<String> {
-    let exchanges = decoded.exchanges.iter().map(|e| {
-        let error = e.error.as_deref().map(|e| format!(" !{e}"));
-        let error = error.unwrap_or_default();
-        match (e.hits, e.misses) {
-            (0, 0) => format!("{}{error}", e.text),
-            (hits, misses) => format!("{}{error} {hits}/{misses}", e.text),
-        }
-    });
-    let anomalies = decoded.anomalies.iter();
-    let anomalies = anomalies.map(|(what, n)| format!("{} {n}", what.name()));
-    exchanges.chain(anomalies).collect()
+    decode_with(Protocol::Memcached, Joined::AtStart, raw, pieces).lines()
 }
 
 #[test]
@@ -214,24 +195,14 @@ fn binary_commands_are_paired_and_quiet_ones_end_with_the_next_answer() {
     );
 }
 
-/// Events with the whole decoder: bytes, or a gap of so many.
-fn run(joined: Joined, events: &[(Direction, u64, Result<&[u8], u64>)]) -> Vec<String> {
-    let mut output = Output::new(Options { raw: true });
-    let mut decoder = Memcached::Unseen(joined);
-    for (direction, at_ns, event) in events {
-        match event {
-            Ok(bytes) => decoder.bytes(*direction, *at_ns, bytes, &mut output),
-            Err(count) => decoder.gap(*direction, *at_ns, *count, &mut output),
-        }
-    }
-    decoder.end(&mut output);
-    lines(&crate::decode::testing::read(&output))
+fn run(joined: Joined, passing: &[Passing<&[u8]>]) -> Vec<String> {
+    testing::run(&mut Memcached::Unseen(joined), passing).lines()
 }
 
 #[test]
 fn gaps_inside_values_are_passed_over_and_over_boundaries_pair_nothing_wrongly() {
     use Direction::{Request, Response};
-    let events: &[(Direction, u64, Result<&[u8], u64>)] = &[
+    let events: &[Passing<&[u8]>] = &[
         (Request, 1, Ok(b"set a 0 0 1000\r\nab")),
         (Request, 1, Err(1000)),
         (Request, 1, Ok(b"get a\r\n")),
@@ -240,7 +211,7 @@ fn gaps_inside_values_are_passed_over_and_over_boundaries_pair_nothing_wrongly()
         (Response, 4, Ok(b"\r\nEND\r\n")),
     ];
     assert_eq!(run(Joined::AtStart, events), ["SET a", "GET a 1/0"]);
-    let events: &[(Direction, u64, Result<&[u8], u64>)] = &[
+    let events: &[Passing<&[u8]>] = &[
         (Request, 1, Ok(b"get a\r\nget b\r\n")),
         (Response, 2, Ok(b"VALUE a 0 10\r\nab")),
         (Response, 2, Err(40)),
@@ -257,14 +228,14 @@ fn gaps_inside_values_are_passed_over_and_over_boundaries_pair_nothing_wrongly()
             "resynced 1"
         ]
     );
-    let late: &[(Direction, u64, Result<&[u8], u64>)] = &[
+    let late: &[Passing<&[u8]>] = &[
         (Response, 1, Ok(b"lue\r\nEND\r\n")),
         (Request, 2, Ok(b"get c\r\n")),
         (Response, 3, Ok(b"END\r\n")),
     ];
     assert_eq!(run(Joined::Late, late), ["GET c 0/1", "resynced 1"]);
     let get = sent(0x00, 2, b"user:1");
-    let late: &[(Direction, u64, Result<&[u8], u64>)] = &[
+    let late: &[Passing<&[u8]>] = &[
         (Response, 1, Ok(&got(0x00, 0, 1, b"old"))),
         (Request, 2, Ok(&get)),
         (Response, 3, Ok(&got(0x00, 0, 2, b"new")[..20])),

@@ -3,7 +3,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::decode::{
     Options,
-    testing::{Decoded, Piece, answers, asks, cut_anywhere, decode, decode_with, events, survives},
+    testing::{
+        self, Decoded, Passing, Piece, answers, asks, cut_anywhere, decode, decode_with, events,
+        survives,
+    },
 };
 
 /// A command as clients send it.
@@ -29,17 +32,7 @@ fn told(pieces: &[Piece]) -> Vec<String> {
     read(pieces);
     let raw = Options { raw: true };
     let decoded = decode_with(Protocol::Redis, Joined::AtStart, raw, pieces);
-    let exchanges = decoded.exchanges.iter().map(|e| {
-        let error = e.error.as_deref().map(|e| format!(" !{e}"));
-        let error = error.unwrap_or_default();
-        match (e.hits, e.misses) {
-            (0, 0) => format!("{}{error}", e.text),
-            (hits, misses) => format!("{}{error} {hits}/{misses}", e.text),
-        }
-    });
-    let anomalies = decoded.anomalies.iter();
-    let anomalies = anomalies.map(|(what, n)| format!("{} {n}", what.name()));
-    exchanges.chain(anomalies).collect()
+    decoded.lines()
 }
 
 #[test]
@@ -344,17 +337,8 @@ fn a_replication_link_is_named_and_left_alone() {
     assert_eq!(told(&pieces), ["PING", "REPLCONF", "unsupported 1"]);
 }
 
-fn run(joined: Joined, events: &[(Direction, u64, Result<&[u8], u64>)]) -> Decoded {
-    let mut output = Output::new(Options { raw: true });
-    let mut redis = Redis::new(joined);
-    for (direction, at_ns, event) in events {
-        match event {
-            Ok(bytes) => redis.bytes(*direction, *at_ns, bytes, &mut output),
-            Err(count) => redis.gap(*direction, *at_ns, *count, &mut output),
-        }
-    }
-    redis.end(&mut output);
-    crate::decode::testing::read(&output)
+fn run(joined: Joined, passing: &[Passing<&[u8]>]) -> Decoded {
+    testing::run(&mut Redis::new(joined), passing)
 }
 
 #[test]

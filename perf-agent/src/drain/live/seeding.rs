@@ -12,6 +12,7 @@ use perf_ebpf_common::{
 };
 
 use super::{Live, monotonic_ns, proc_facts::thread_fact};
+use crate::unwind::Request;
 use crate::{
     drain::{Fact, Frame, seeds},
     kernel::{Kernel, raw::NOEXIST},
@@ -28,6 +29,7 @@ impl Live {
         let comm = fs::read_to_string(format!("/proc/{pid}/comm"))
             .with_context(|| format!("process {pid} is not there"))?;
         let slot = self.add_process(pid, comm.trim_end().to_owned(), now);
+        self.tell_unwinder(Request::Follow(pid));
         loop {
             let mut new = 0;
             let tasks = fs::read_dir(format!("/proc/{pid}/task"))

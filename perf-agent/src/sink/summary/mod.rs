@@ -5,7 +5,6 @@ mod peers;
 mod render;
 mod sections;
 mod state;
-mod text;
 
 use std::env;
 use std::io;

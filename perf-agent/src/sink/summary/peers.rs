@@ -3,8 +3,8 @@
 use std::{cmp::Reverse, collections::BTreeMap};
 
 use super::state::{LatencySum, add_all, shrink};
-use super::text::{Align, Style, Table, Text, plain};
 use crate::model::{ConnectionRow, Connections, SocketCoverage, StatementRow, Statements};
+use crate::sink::text::{Align, Style, Table, Text, plain};
 use crate::sink::units;
 
 const STATEMENTS: usize = 10;

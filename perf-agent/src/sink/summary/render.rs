@@ -3,7 +3,7 @@
 use super::peers;
 use super::sections;
 use super::state::{FindingSum, ProcessSum, State, is_idle};
-use super::text::{Align, Span, Style, Table, Text, plain};
+use crate::sink::text::{Align, Span, Style, Table, Text, plain};
 use crate::sink::units;
 
 /// Processes with a section of their own.
@@ -248,6 +248,15 @@ fn coverage(state: &State) -> Vec<Vec<Span>> {
     }
     if let Some(sockets) = peers::coverage(&c.sockets, c.bytes_seen, c.bytes_decoded) {
         line.push(plain(format!(" · {sockets}")));
+    }
+    let walks: u64 = c.stack_walks.values().sum();
+    let whole = c.stack_walks.get("complete").copied().unwrap_or(0);
+    if walks > 0 {
+        line.push(plain(format!(
+            " · {} of {} stack walks incomplete",
+            units::count(walks - whole),
+            units::count(walks),
+        )));
     }
     line.push(plain(format!(
         " · agent {} CPU, {} in kernel programs, {}",

@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::state::{LatencySum, ProcessSum, State, SyscallSum, busy_ns, is_idle};
-use super::text::{Align, Span, Style, Table, Text, plain};
 use crate::model::{Classes, Detail, Evidence, Frame, Level, Site, ThreadLedger};
+use crate::sink::text::{Align, Span, Style, Table, Text, plain};
 use crate::sink::units;
 
 const FINDINGS: usize = 5;

@@ -1,0 +1,278 @@
+//! User stacks of code without frame pointers: a known call chain in programs built in several
+//! ways, and real servers as they are installed.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use perf_agent_tests::agent::{self, Run};
+use perf_agent_tests::servers::{self, Postgres};
+use perf_agent_tests::traced::Traced;
+use perf_agent_tests::{PATIENCE, alone};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// From the inside out; what computes or sleeps is below.
+const CHAIN: [&str; 5] = ["leaf", "inner", "middle", "outer", "main"];
+
+/// A program that was built for a test, in a directory of its own.
+struct Built {
+    program: PathBuf,
+    _directory: TempDir,
+}
+
+fn build(compiler: &str, source: &str, flags: &[&str]) -> Built {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("chain");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("src/chain")
+        .join(source);
+    let mut command = Command::new(compiler);
+    command.args(flags).arg("-o").arg(&program).arg(&source);
+    let output = command
+        .output()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    Built {
+        program,
+        _directory: directory,
+    }
+}
+
+fn trace(built: &Built, arguments: &[&str]) -> Run {
+    let mut command = Command::new(&built.program);
+    command.args(arguments);
+    let mut program = Traced::start(command, "chain");
+    program.go();
+    let pid = program.pid().to_string();
+    // In one window: what of it is left out of the lines is then least.
+    let run = agent::run(
+        ["trace", "-p", &pid, "--duration", "4s", "--interval", "5s"],
+        PATIENCE,
+    );
+    run.ended_well("duration").lost_nothing();
+    run
+}
+
+fn names(site: &Value) -> Vec<&str> {
+    let frames = site["user_stack"].as_array().unwrap();
+    frames.iter().map(|f| f["name"].as_str().unwrap()).collect()
+}
+
+/// What is expected of a program.
+struct Expected<'a> {
+    /// Links of the chain, from the inside out.
+    chain: &'a [&'a str],
+    /// Frames of something else allowed between the first link and the second.
+    between: usize,
+    /// Where walks may end.
+    ends: &'a [&'a str],
+}
+
+const PLAIN: Expected<'_> = Expected {
+    chain: &CHAIN,
+    between: 0,
+    ends: &["complete"],
+};
+
+impl Expected<'_> {
+    /// Whether the links stand in the stack in their order.
+    fn is_in(&self, site: &Value) -> bool {
+        let names = names(site);
+        // Rust puts the crate before a name, GCC `.cold` behind the part of a function that
+        // handles exceptions.
+        let is = |at: usize, link: &str| {
+            names.get(at).is_some_and(|name| {
+                let name = name.rsplit("::").next().unwrap_or(name);
+                name.strip_suffix(".cold").unwrap_or(name) == link
+            })
+        };
+        (0..names.len()).any(|first| {
+            is(first, self.chain[0])
+                && (first + 1..=first + 1 + self.between).any(|second| {
+                    let mut rest = self.chain[1..].iter().enumerate();
+                    rest.all(|(i, link)| is(second + i, link))
+                })
+        })
+    }
+}
+
+/// Demands the chain in at least 995 of 1,000 samples on the CPU and blocks off it.
+fn chain_is_whole(run: &Run, expected: &Expected<'_>) {
+    for (class, least) in [("cpu.user", 100), ("timer", 300)] {
+        let sites: Vec<&Value> = run
+            .of_type("profile")
+            .flat_map(|line| line["sites"].as_array().unwrap())
+            .filter(|site| site["class"] == class)
+            .collect();
+        let sum = |sites: &[&Value]| -> u64 {
+            let counts = sites.iter().map(|s| s["count"].as_u64().unwrap());
+            counts.sum()
+        };
+        let all = sum(&sites);
+        let (good, bad): (Vec<&Value>, Vec<&Value>) =
+            sites.into_iter().partition(|site| expected.is_in(site));
+        assert!(all >= least, "{class}: {all} samples");
+        assert!(
+            sum(&good) * 1000 >= all * 995,
+            "{class}: {} of {all} have the chain; others:\n{:?}",
+            sum(&good),
+            bad.iter().map(|s| names(s)).collect::<Vec<_>>()
+        );
+        // What the lines leave out may not hide any: it is less than what may be wrong.
+        let rest: u64 = run
+            .of_type("profile")
+            .filter_map(|line| line["rest"][class].as_u64())
+            .sum();
+        let time = run.sum("ledger", &format!("/process/classes/{class}"));
+        assert!(
+            rest * 200 <= time,
+            "{class}: {rest} ns of {time} ns are not shown"
+        );
+    }
+    walks_are_whole(run, expected.ends, 5);
+}
+
+/// Demands that at most so many of 1,000 walks ended anywhere else.
+fn walks_are_whole(run: &Run, ends: &[&str], most: u64) {
+    let mut reasons = std::collections::BTreeMap::<&str, u64>::new();
+    for line in run.of_type("coverage") {
+        for (reason, count) in line["stack_walks"].as_object().unwrap() {
+            *reasons.entry(reason).or_default() += count.as_u64().unwrap();
+        }
+    }
+    let all: u64 = reasons.values().sum();
+    let whole: u64 = ends.iter().filter_map(|end| reasons.get(end)).sum();
+    assert!(all > 20, "{reasons:?}");
+    assert!((all - whole) * 1000 <= all * most, "{reasons:?}");
+}
+
+const WITHOUT: &str = "-fomit-frame-pointer";
+
+#[test]
+fn c_without_frame_pointers() {
+    let _alone = alone();
+    let built = build("gcc", "chain.c", &["-O2", WITHOUT]);
+    chain_is_whole(&trace(&built, &[]), &PLAIN);
+}
+
+#[test]
+fn c_with_frame_pointers() {
+    let _alone = alone();
+    let built = build("gcc", "chain.c", &["-O2", "-fno-omit-frame-pointer"]);
+    chain_is_whole(&trace(&built, &[]), &PLAIN);
+}
+
+#[test]
+fn c_linked_statically_at_a_fixed_address() {
+    let _alone = alone();
+    let built = build("gcc", "chain.c", &["-O2", WITHOUT, "-static", "-no-pie"]);
+    chain_is_whole(&trace(&built, &[]), &PLAIN);
+}
+
+#[test]
+fn c_below_a_signal_handler() {
+    let _alone = alone();
+    let built = build("gcc", "chain.c", &["-O2", WITHOUT]);
+    // The handler, the trampoline, and the C library's own way of raising the signal.
+    let expected = Expected {
+        between: 8,
+        ..PLAIN
+    };
+    chain_is_whole(&trace(&built, &["signal"]), &expected);
+}
+
+#[test]
+fn cpp_with_an_exception_in_flight() {
+    let _alone = alone();
+    let built = build("g++", "chain.c", &["-x", "c++", "-O2", WITHOUT]);
+    let run = trace(&built, &[]);
+    // Some samples are of the throwing itself, below `inner`.
+    let expected = Expected {
+        chain: &CHAIN[1..],
+        ..PLAIN
+    };
+    chain_is_whole(&run, &expected);
+    // The others are below the landing pad's destructor.
+    let in_leaf = ["leaf", "Guard::~Guard()", "inner.cold", "middle"];
+    let deep = run
+        .of_type("profile")
+        .flat_map(|line| line["sites"].as_array().unwrap())
+        .any(|site| names(site).windows(4).any(|frames| frames == in_leaf));
+    assert!(deep, "{}", run.text);
+}
+
+#[test]
+fn rust_that_aborts_on_panic() {
+    let _alone = alone();
+    let flags = [
+        "--edition=2024",
+        "-O",
+        "-Cpanic=abort",
+        "-Cforce-frame-pointers=no",
+    ];
+    let built = build("rustc", "chain.rs", &flags);
+    // The C function `main` that rustc makes around Rust's has no unwind information in such a
+    // program: walks end there, behind everything that is the program's own.
+    let expected = Expected {
+        ends: &["complete", "no_row"],
+        ..PLAIN
+    };
+    chain_is_whole(&trace(&built, &[]), &expected);
+}
+
+/// Traces a server in the middle of its work: fewer than 1 % of its walks fail, and fewer than
+/// 0.5 % of the remembered stacks that were checked were wrong.
+fn server_is_walked(pid: u32) -> Run {
+    let run = agent::run(
+        ["trace", "-p", &pid.to_string(), "--duration", "6s"],
+        PATIENCE,
+    );
+    run.ended_well("duration").lost_nothing();
+    walks_are_whole(&run, &["complete"], 10);
+    let memo = |field: &str| run.sum("coverage", &format!("/stack_memo/{field}"));
+    let (checked, mismatched) = (memo("checked"), memo("mismatched"));
+    assert!(
+        mismatched * 200 <= checked.max(400),
+        "{mismatched} of {checked}"
+    );
+    run
+}
+
+#[test]
+fn redis_is_walked_to_its_main() {
+    let _alone = alone();
+    let (mut server, port) = servers::redis();
+    let _load = servers::redis_load(port);
+    let run = server_is_walked(server.pid());
+    assert!(server.runs());
+    let waits: Vec<Vec<&str>> = run
+        .of_type("profile")
+        .flat_map(|line| line["sites"].as_array().unwrap())
+        .filter(|site| site["syscall"] == "epoll_wait")
+        .map(names)
+        .collect();
+    assert!(!waits.is_empty(), "{}", run.text);
+    for wait in waits {
+        assert!(
+            wait.contains(&"main") && wait.contains(&"aeMain"),
+            "{wait:?}"
+        );
+    }
+}
+
+#[test]
+fn postgres_is_walked_to_its_main() {
+    let _alone = alone();
+    let mut postgres = Postgres::start();
+    let _load = postgres.load();
+    let _run = server_is_walked(postgres.server.pid());
+    assert!(postgres.server.runs());
+}
+
+#[test]
+fn python_is_walked_to_its_main() {
+    let _alone = alone();
+    let (mut server, _directory) = servers::python();
+    let _run = server_is_walked(server.pid());
+    assert!(server.runs());
+}
