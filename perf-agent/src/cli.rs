@@ -200,6 +200,10 @@ pub struct Collect {
     /// Connections and the statements on them, decoded from the bytes that pass
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub sockets: Switch,
+    /// Plaintext of OpenSSL connections, by probes on its functions: each call pays for them, in
+    /// every process that uses the library
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub tls: Switch,
     /// Let keys and other literal payload leave the process; without it statements are shown as
     /// shapes and keys as hashes
     #[arg(long)]

@@ -428,7 +428,9 @@ pub struct ConnectionRow {
     /// Blocked because the send buffer was full: how often, for how long.
     pub send_stalls: u64,
     pub send_stall_ns: u64,
-    /// Encrypted.
+    /// Encrypted. Where the plaintext was seen `protocol` is what it carries; `bytes_seen` of
+    /// `coverage` then counts the plaintext, and of the ciphertext only handshakes and alerts, while
+    /// `tx_bytes` and `rx_bytes` are what the socket moved.
     pub tls: bool,
     /// Requests answered in the window.
     pub exchanges: u64,

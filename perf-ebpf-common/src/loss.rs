@@ -53,11 +53,13 @@ pub enum Loss {
     ConnectionsFull = 20,
     /// Payload in user memory could not be read: the bytes are counted, the decoder sees a gap.
     PayloadUnreadable = 21,
+    /// OpenSSL moved plaintext and no socket was seen to carry it (a memory BIO): not decoded.
+    TlsUnattributed = 22,
 }
 
 impl Loss {
     /// How many reasons there are.
-    pub const COUNT: usize = 22;
+    pub const COUNT: usize = 23;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Loss; Loss::COUNT] = [
@@ -83,6 +85,7 @@ impl Loss {
         Loss::DataRingFull,
         Loss::ConnectionsFull,
         Loss::PayloadUnreadable,
+        Loss::TlsUnattributed,
     ];
 
     /// Whether something is missing: else it was made good, and is reported as `inferred`.
@@ -118,6 +121,7 @@ impl Loss {
             Loss::DataRingFull => "data_ring_full",
             Loss::ConnectionsFull => "connections_full",
             Loss::PayloadUnreadable => "payload_unreadable",
+            Loss::TlsUnattributed => "tls_unattributed",
         }
     }
 }

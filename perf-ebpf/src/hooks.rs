@@ -3,17 +3,17 @@
 
 use aya_ebpf::{
     helpers::generated::bpf_get_current_pid_tgid,
-    macros::{btf_tracepoint, perf_event},
-    programs::{BtfTracePointContext, PerfEventContext},
+    macros::{btf_tracepoint, perf_event, uprobe, uretprobe},
+    programs::{BtfTracePointContext, PerfEventContext, ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::debug;
-use perf_ebpf_common::signals::{ledger::ListenerKey, sockets::direction};
+use perf_ebpf_common::signals::{ledger::ListenerKey, sockets::direction, tls::call};
 
 use crate::{
     file::LISTENERS,
     prelude::*,
     registers::Registers,
-    signals::{block_io, cpu, ledger, lifecycle, sockets, syscalls},
+    signals::{block_io, cpu, ledger, lifecycle, sockets, syscalls, tls},
 };
 
 /// Thread id of the current task, in the initial namespace.
@@ -238,5 +238,50 @@ pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
 #[perf_event]
 pub fn cpu_clock(ctx: PerfEventContext) -> u32 {
     cpu::sample(&ctx);
+    0
+}
+
+/// 5.10: `SSL_read` of OpenSSL begins.
+#[uprobe]
+pub fn tls_read(ctx: ProbeContext) -> u32 {
+    if let Some(t) = ledger::thread(current_tid()) {
+        tls::enter(t, &ctx, call::READ, false);
+    }
+    0
+}
+
+/// 5.10: `SSL_read_ex` of OpenSSL begins.
+#[uprobe]
+pub fn tls_read_ex(ctx: ProbeContext) -> u32 {
+    if let Some(t) = ledger::thread(current_tid()) {
+        tls::enter(t, &ctx, call::READ, true);
+    }
+    0
+}
+
+/// 5.10: `SSL_write` of OpenSSL begins.
+#[uprobe]
+pub fn tls_write(ctx: ProbeContext) -> u32 {
+    if let Some(t) = ledger::thread(current_tid()) {
+        tls::enter(t, &ctx, call::WRITE, false);
+    }
+    0
+}
+
+/// 5.10: `SSL_write_ex` of OpenSSL begins.
+#[uprobe]
+pub fn tls_write_ex(ctx: ProbeContext) -> u32 {
+    if let Some(t) = ledger::thread(current_tid()) {
+        tls::enter(t, &ctx, call::WRITE, true);
+    }
+    0
+}
+
+/// 5.10: one of the four returns.
+#[uretprobe]
+pub fn tls_return(ctx: RetProbeContext) -> u32 {
+    if let Some(t) = ledger::thread(current_tid()) {
+        tls::leave(t, &ctx);
+    }
     0
 }

@@ -311,6 +311,15 @@ const PG_CONNECTIONS: usize = 4;
 impl Postgres {
     /// Makes the cluster and starts it, as the user postgres: it refuses root.
     pub fn start() -> Self {
+        Self::start_with(false)
+    }
+
+    /// One that speaks TLS, with a certificate of its own, on a loopback port.
+    pub fn start_tls() -> Self {
+        Self::start_with(true)
+    }
+
+    fn start_with(tls: bool) -> Self {
         let binaries = postgres_binaries();
         let user = user_ids("postgres");
         let directory = directory();
@@ -328,7 +337,25 @@ impl Postgres {
         );
         let mut server = command("postgres");
         server.arg("-D").arg(&data).arg("-k").arg(&sockets);
-        server.args(["-p", PORT, "-c", "listen_addresses="]);
+        if tls {
+            let mut openssl = Command::new("openssl");
+            openssl.uid(user.0).gid(user.1).current_dir(&data);
+            openssl.args([
+                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            ]);
+            openssl.args(["-subj", "/CN=localhost", "-keyout", "server.key"]);
+            must(openssl.args(["-out", "server.crt"]));
+            server.args([
+                "-p",
+                PORT,
+                "-c",
+                "listen_addresses=127.0.0.1",
+                "-c",
+                "ssl=on",
+            ]);
+        } else {
+            server.args(["-p", PORT, "-c", "listen_addresses="]);
+        }
         let server = spawn(server, "postgres", Some(directory));
         until("postgres", || {
             let mut probe = command("pg_isready");
@@ -381,6 +408,23 @@ impl Postgres {
             .arg(file)
             .arg("postgres")
             .stdout(Stdio::null());
+        command
+    }
+
+    /// As [`Postgres::transactions`], over TLS.
+    pub fn transactions_over_tls(
+        &self,
+        mode: &str,
+        script: &str,
+        load: (u32, u32),
+        log: &str,
+    ) -> Command {
+        let mut command = self.transactions(mode, script, load, log);
+        command
+            .args(["-h", "127.0.0.1"])
+            // Not the keys of the user who runs the test.
+            .env("HOME", &self.sockets)
+            .env("PGSSLMODE", "require");
         command
     }
 

@@ -90,7 +90,7 @@ fn connection(c: &ConnectionFact) -> Option<ConnectionRow> {
         resets: c.resets,
         send_stalls: c.send_stalls,
         send_stall_ns: c.send_stall_ns,
-        tls: c.encrypted,
+        tls: c.encrypted || c.plaintext,
         exchanges: c.exchanges,
         in_flight: c.in_flight,
         idle_in_transaction_ns: c.idle_in_transaction_ns,

@@ -46,6 +46,8 @@ struct Known {
     closed: bool,
     missing: u32,
     exchanges_before: u64,
+    /// Plaintext of it is seen: what else moves is not decoded.
+    plaintext: bool,
 }
 
 /// See the module.
@@ -62,6 +64,8 @@ pub struct Connections {
     found: Vec<(u64, u8)>,
     traffic: TrafficFact,
     tls_bytes: u64,
+    /// When OpenSSL was probed last: plaintext of older connections has no beginning.
+    tls_since_ns: u64,
 }
 
 /// What a window's connections came to.
@@ -98,12 +102,18 @@ impl Connections {
             found: Vec::new(),
             traffic: TrafficFact::default(),
             tls_bytes: 0,
+            tls_since_ns: 0,
         }
     }
 
     /// Sockets (by inode number) that were there before the trace began.
     pub fn preexisting(&mut self, ids: impl IntoIterator<Item = u64>) {
         self.preexisting.extend(ids);
+    }
+
+    /// OpenSSL was probed.
+    pub fn tls_since(&mut self, at_ns: u64) {
+        self.tls_since_ns = at_ns;
     }
 
     /// A Unix socket's name.
@@ -178,6 +188,25 @@ impl Connections {
         }
         self.traffic.bytes_seen += u64::from(data.bytes);
         known.tgid = data.tgid;
+        if data.plaintext != 0 && !known.plaintext {
+            known.plaintext = true;
+            let since_ns = self.tls_since_ns;
+            let begun = known.meta.is_some_and(|c| c.first_ns > since_ns);
+            if let Some(before) = known.conversation.take() {
+                let joined = if known.age_new && begun {
+                    Joined::AtStart
+                } else {
+                    Joined::Late
+                };
+                let mut inside = Conversation::new(before.is_client(), joined);
+                inside.exchanges = before.exchanges;
+                known.conversation = Some(inside);
+            }
+        } else if known.plaintext && data.plaintext == 0 {
+            // Handshake and alerts; what read and write calls move comes as plaintext instead.
+            self.tls_bytes += u64::from(data.bytes);
+            return true;
+        }
         let Some(conversation) = &mut known.conversation else {
             return true;
         };
@@ -340,6 +369,7 @@ impl Connections {
             row.client = Some(conversation.is_client());
             row.protocol = conversation.protocol().map(|p| p.name().to_owned());
             row.encrypted = conversation.is_encrypted();
+            row.plaintext = known.plaintext;
             row.in_flight = conversation.in_flight() as u64;
             row.idle_in_transaction_ns = std::mem::take(&mut conversation.idle_in_transaction_ns);
         }
@@ -410,6 +440,7 @@ impl Known {
             closed: false,
             missing: 0,
             exchanges_before: 0,
+            plaintext: false,
         }
     }
 }

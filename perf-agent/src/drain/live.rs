@@ -76,6 +76,8 @@ pub struct Live {
     connections: Connections,
     /// Connections that ended; told of once the data before their end was taken.
     closed: Vec<Connection>,
+    /// Processes that began or changed their program since OpenSSL was looked for.
+    unprobed: HashSet<u32>,
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC: the clock of `bpf_ktime_get_ns`.
@@ -145,6 +147,7 @@ impl Live {
             data_ring_bytes: options.data_ring_bytes as usize,
             connections: Connections::new(decode),
             closed: Vec::new(),
+            unprobed: HashSet::new(),
         };
         live.connections.preexisting(sockets_before);
         (start.realtime_ns, start.monotonic_ns) = (clock_ns(libc::CLOCK_REALTIME), monotonic_ns());
@@ -155,6 +158,12 @@ impl Live {
                 Err(e) => tracing::debug!(pid, "{e:#}"),
                 Ok(()) => start.targets.push(*pid),
             }
+        }
+        if options.command && live.kernel.probe_tls_of_host() {
+            live.connections.tls_since(monotonic_ns());
+        }
+        for pid in targets {
+            live.probe_tls(*pid);
         }
         live.start(start);
         live.count_bpf_time();
@@ -171,6 +180,7 @@ impl Live {
             .kernel
             .signals
             .iter()
+            .chain([&self.kernel.tls_state()])
             .map(|s| (s.name.clone(), s.on, s.reason.clone()))
             .collect();
         self.frames.insert(0, Frame::Fact(Fact::Start(start)));
@@ -218,11 +228,21 @@ impl Live {
         std::mem::take(&mut self.frames)
     }
 
+    /// Probes OpenSSL where a process has it mapped; connections that were there are joined late.
+    fn probe_tls(&mut self, pid: u32) {
+        if self.kernel.probe_tls(pid) {
+            self.connections.tls_since(monotonic_ns());
+        }
+    }
+
     /// Empties the rings. True where the data ring was so full that it should be emptied sooner next
     /// time.
     pub fn poll(&mut self) -> bool {
         self.kernel.drain_debug_log();
         self.poll_events();
+        for pid in std::mem::take(&mut self.unprobed) {
+            self.probe_tls(pid);
+        }
         let taken = self.poll_data();
         for connection in std::mem::take(&mut self.closed) {
             self.connections.closed(&connection);
@@ -280,10 +300,12 @@ impl Live {
     fn note(&mut self, bytes: &[u8]) {
         match records::parse(bytes) {
             Some(Record::Started(r)) => {
+                self.unprobed.insert(r.tgid);
                 self.process(r.tgid).threads.insert(r.tid);
             }
             Some(Record::Exited(r)) => self.thread_ended(r.thread.tgid, r.thread.tid),
             Some(Record::Exec(r)) => {
+                self.unprobed.insert(r.tgid);
                 self.stacks.forget(r.tgid);
                 self.tell_unwinder(Request::Executed(r.tgid));
                 let process = self.process(r.tgid);
@@ -348,6 +370,7 @@ impl Live {
                     control.as_ptr().write_volatile(Control {
                         slice_start_ns: now,
                         only_whole_calls: self.only_whole_calls.into(),
+                        tls_stopped: 0,
                     })
                 };
             }
@@ -384,6 +407,8 @@ impl Live {
         self.end_connections(end_ns)?;
         self.read_proc(&threads);
         self.settle(end_ns);
+        // A library may be loaded at any time.
+        self.unprobed.extend(self.processes.keys());
         self.frames.push(Frame::Map(MapId::Threads, threads));
         let fact = self.window_fact(end_ns)?;
         self.frames.push(Frame::Fact(Fact::Window(fact)));
@@ -511,6 +536,10 @@ impl Live {
     /// # Errors
     /// As [`Live::window`].
     pub fn finish(&mut self) -> Result<()> {
+        if let Some(control) = self.kernel.maps.control.element(0) {
+            // SAFETY: a live element of the mapped array; the kernel only reads it.
+            unsafe { (&raw mut (*control.as_ptr()).tls_stopped).write_volatile(1) };
+        }
         self.kernel.detach();
         self.poll();
         self.connections.end();

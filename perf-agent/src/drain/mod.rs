@@ -220,6 +220,9 @@ pub struct ConnectionFact {
     pub first_window: bool,
     pub closed: bool,
     pub encrypted: bool,
+    /// TLS of which the plaintext is seen.
+    #[serde(default)]
+    pub plaintext: bool,
     pub tx_bytes: u64,
     pub rx_bytes: u64,
     pub connect_ns: Option<u64>,

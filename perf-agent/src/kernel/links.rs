@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Btf, Ebpf,
     programs::{
-        PerfEvent,
+        PerfEvent, UProbe,
         perf_event::{
             PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent,
         },
@@ -55,6 +55,16 @@ impl Program {
 /// Frequency of the CPU clock: 99 and not 100, so that it does not beat with periodic work.
 pub const SAMPLE_HZ: u64 = 99;
 
+/// Signal whose programs are uprobes: attached by file, see [`super::uprobes`].
+pub const TLS: &str = "tls";
+pub const UPROBES: [&str; 5] = [
+    "tls_read",
+    "tls_read_ex",
+    "tls_write",
+    "tls_write_ex",
+    "tls_return",
+];
+
 const CPU_CLOCK: &str = "cpu_clock";
 const SYSCALL_HOOKS: [&str; 2] = ["sys_exit", "sys_enter"];
 /// The second stands for both: a kernel has them together or not at all.
@@ -84,6 +94,11 @@ pub const PROGRAMS: &[Program] = &[
         hook: "sys_exit",
         ..Program::new(SOCKETS_INSTEAD, "sockets", Need::Instead(SOCKET_HOOKS[1]))
     },
+    Program::new(UPROBES[0], TLS, Need::Detail),
+    Program::new(UPROBES[1], TLS, Need::Detail),
+    Program::new(UPROBES[2], TLS, Need::Detail),
+    Program::new(UPROBES[3], TLS, Need::Detail),
+    Program::new(UPROBES[4], TLS, Need::Detail),
     Program::new("sys_enter", "syscalls", Need::Signal),
     Program::new("sys_exit", "syscalls", Need::Signal),
 ];
@@ -107,20 +122,18 @@ impl Links {
         without: Option<&'static str>,
         every: bool,
     ) -> Result<()> {
-        for program in PROGRAMS.iter().filter(|p| without == Some(p.signal)) {
-            let why = format!("off by --{} off", program.signal);
+        for program in PROGRAMS.iter().filter(|p| off(p, without)) {
+            let why = format!("off by --{} off", without.unwrap_or_default());
             self.refused.insert(program.name, why);
         }
         let stands_in = |p: &Program| matches!(p.need, Need::Instead(_));
-        self.load_those(ebpf, btf, |p| {
-            without != Some(p.signal) && (every || !stands_in(p))
-        })?;
+        self.load_those(ebpf, btf, |p| !off(p, without) && (every || !stands_in(p)))?;
         if every {
             return Ok(());
         }
         let needed: Vec<&str> = PROGRAMS
             .iter()
-            .filter(|p| without != Some(p.signal))
+            .filter(|p| !off(p, without))
             .filter(|p| matches!(p.need, Need::Instead(of) if self.refused.contains_key(of)))
             .map(|p| p.name)
             .collect();
@@ -162,7 +175,10 @@ impl Links {
     /// Attaches all but the system call hooks; says how each signal stands.
     pub fn attach_all(&mut self, ebpf: &mut Ebpf) -> Result<Vec<SignalState>> {
         for program in PROGRAMS {
-            if SYSCALL_HOOKS.contains(&program.name) || self.refused.contains_key(program.name) {
+            if program.signal == TLS
+                || SYSCALL_HOOKS.contains(&program.name)
+                || self.refused.contains_key(program.name)
+            {
                 continue;
             }
             let attached = if program.name == CPU_CLOCK {
@@ -183,7 +199,7 @@ impl Links {
     fn states(&self) -> Vec<SignalState> {
         let mut states: Vec<SignalState> = Vec::new();
         for program in PROGRAMS {
-            if !states.iter().any(|s| s.name == program.signal) {
+            if program.signal != TLS && !states.iter().any(|s| s.name == program.signal) {
                 states.push(self.state(program.signal));
             }
         }
@@ -225,6 +241,11 @@ impl Links {
             on,
             reason,
         }
+    }
+
+    /// Why a program is not loaded.
+    pub fn refusal(&self, name: &str) -> Option<&str> {
+        self.refused.get(name).map(String::as_str)
     }
 
     /// Whether the socket hooks have their stand-in, which serves both.
@@ -319,6 +340,11 @@ impl Links {
     }
 }
 
+/// Whether a program goes with a signal that is not wanted; plaintext goes with the sockets.
+fn off(program: &Program, without: Option<&str>) -> bool {
+    without == Some(program.signal) || (program.signal == TLS && without == Some("sockets"))
+}
+
 fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint> {
     ebpf.program_mut(name)
         .with_context(|| format!("program {name} is missing"))?
@@ -372,6 +398,10 @@ fn load_one(program: &mut aya::programs::Program, btf: &Btf, known: &Program) ->
     let what = || format!("loading {}", known.name);
     if known.name == CPU_CLOCK {
         let program: &mut PerfEvent = program.try_into()?;
+        return program.load().with_context(what);
+    }
+    if known.signal == TLS {
+        let program: &mut UProbe = program.try_into()?;
         return program.load().with_context(what);
     }
     let program: &mut BtfTracePoint = program.try_into()?;

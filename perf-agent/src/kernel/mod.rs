@@ -9,6 +9,7 @@ pub mod maps;
 pub mod raw;
 pub mod tables;
 pub mod unwind;
+mod uprobes;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{Ebpf, EbpfLoader, maps::RingBuf, programs::ProgramError};
@@ -18,7 +19,7 @@ use perf_ebpf_common::{
 };
 
 pub use self::links::PROGRAMS;
-use self::{btf::Btf, debug_log::DebugLog, links::Links, maps::Maps};
+use self::{btf::Btf, debug_log::DebugLog, links::Links, maps::Maps, uprobes::Uprobes};
 use crate::model::SignalState;
 
 /// The kernel side, compiled; empty where perf-agent was built without a BPF toolchain.
@@ -45,6 +46,10 @@ pub struct LoadOptions {
     pub unwind_bytes: u32,
     /// Attach the programs' debug log.
     pub debug: bool,
+    /// Probe OpenSSL.
+    pub tls: bool,
+    /// The target is a command of this host that is yet to begin: probe the host's OpenSSL.
+    pub command: bool,
     /// Load also those that stand in for hooks this kernel has, to verify them.
     pub every_program: bool,
 }
@@ -62,6 +67,8 @@ impl Default for LoadOptions {
             max_connections: 16384,
             unwind_bytes: 16 << 20,
             debug: false,
+            tls: true,
+            command: false,
             every_program: false,
         }
     }
@@ -79,6 +86,7 @@ pub struct Kernel {
     pub signals: Vec<SignalState>,
     pub cpus: usize,
     debug_log: Option<DebugLog>,
+    uprobes: Uprobes,
 }
 
 impl Kernel {
@@ -117,6 +125,7 @@ impl Kernel {
         let settings = settings(options, &types, &offsets)?;
         let hooks: Vec<String> = PROGRAMS
             .iter()
+            .filter(|p| p.signal != links::TLS)
             .map(|p| format!("btf_trace_{}", p.hook))
             .collect();
         let btf = aya::Btf::parse(&types.typedefs_only(&hooks), aya::Endianness::default())
@@ -156,8 +165,13 @@ impl Kernel {
             signals: Vec::new(),
             cpus,
             debug_log,
+            uprobes: Uprobes::default(),
         };
-        let without = (options.capture_bytes == 0).then_some("sockets");
+        let without = match (options.capture_bytes, options.tls) {
+            (0, _) => Some("sockets"),
+            (_, false) => Some(links::TLS),
+            (_, true) => None,
+        };
         kernel
             .links
             .load(&mut kernel.ebpf, &btf, without, options.every_program)?;
@@ -184,6 +198,39 @@ impl Kernel {
         Ok(())
     }
 
+    /// Probes OpenSSL where a process has it mapped. True where a probe was added.
+    pub fn probe_tls(&mut self, pid: u32) -> bool {
+        self.uprobes.look_at(&mut self.ebpf, &self.links, pid)
+    }
+
+    /// As [`Kernel::probe_tls`], for what a command on this host will load.
+    pub fn probe_tls_of_host(&mut self) -> bool {
+        self.uprobes.look_at_host(&mut self.ebpf, &self.links)
+    }
+
+    /// How the tls signal stands.
+    pub fn tls_state(&self) -> SignalState {
+        let refused = links::UPROBES
+            .iter()
+            .find_map(|name| self.links.refusal(name));
+        let reason = match (refused, self.uprobes.attached.as_slice()) {
+            (Some(why), _) => why.to_owned(),
+            (None, []) => {
+                let mut reason = "the target has no OpenSSL mapped so far".to_owned();
+                for why in &self.uprobes.refused {
+                    reason = format!("{reason}; {why}");
+                }
+                reason
+            }
+            (None, files) => format!("uprobes on SSL_read and SSL_write of {}", files.join(", ")),
+        };
+        SignalState {
+            name: links::TLS.to_owned(),
+            on: refused.is_none(),
+            reason,
+        }
+    }
+
     /// Attaches or detaches the two system call hooks.
     ///
     /// # Errors
@@ -199,7 +246,7 @@ impl Kernel {
         }
     }
 
-    /// Detaches everything; the maps stay for the last read.
+    /// Detaches everything but the probes on OpenSSL, which go with the programs; the maps stay for the last read.
     pub fn detach(&mut self) {
         self.links.detach_all(&mut self.ebpf);
     }

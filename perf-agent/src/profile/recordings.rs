@@ -47,6 +47,7 @@ fn thread(spent_ns: [u64; class::COUNT], since_ns: u64, site: SiteKey) -> Thread
         sys_enter_ns: 0,
         samples_user: 3,
         samples_kernel: 0,
+        tls: perf_ebpf_common::signals::tls::TlsCall::default(),
         tid: PID,
         tgid: PID,
         sys_nr: 0,
@@ -59,7 +60,8 @@ fn thread(spent_ns: [u64; class::COUNT], since_ns: u64, site: SiteKey) -> Thread
         file_detail_kind: 0,
         missed_wake_class: 0,
         woken_from: 0,
-        pad: [0; 2],
+        tls_call: 0,
+        pad: 0,
         seq_tail: 1,
     }
 }

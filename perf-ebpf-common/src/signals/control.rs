@@ -63,5 +63,7 @@ pub struct Control {
     /// are those of calls made under the trace. In slices it is counted (and not timed): a slice
     /// is to see as many ends of calls as there are.
     pub only_whole_calls: u64,
+    /// Probes on OpenSSL do nothing any more: it takes the kernel 0.1 s to take one out.
+    pub tls_stopped: u64,
 }
-wire!(Control => 16);
+wire!(Control => 16 + 8);

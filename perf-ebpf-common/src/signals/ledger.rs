@@ -3,6 +3,7 @@
 //! Invariant: `sum(spent_ns) + unaccounted_ns == since_ns - start_ns`, at every moment outside an
 //! update. Every transition adds exactly `now - since_ns` to one of them and sets `since_ns = now`.
 
+use super::tls::TlsCall;
 use crate::{class, histogram::BUCKETS, wire};
 
 /// Key of where a thread blocked: used in the map `sites` and inside [`ThreadState`].
@@ -141,6 +142,8 @@ pub struct ThreadState {
     /// Samples of the cpu-clock, in user and in kernel mode.
     pub samples_user: u64,
     pub samples_kernel: u64,
+    /// Valid while `tls_call` is not 0.
+    pub tls: TlsCall,
     pub tid: u32,
     pub tgid: u32,
     pub sys_nr: u32,
@@ -157,10 +160,12 @@ pub struct ThreadState {
     /// Class of the block that the last wake-up ended, plus one; 0 where there was none since the
     /// last switch away.
     pub woken_from: u8,
-    pub pad: [u8; 2],
+    /// See [`super::tls::call`].
+    pub tls_call: u8,
+    pub pad: u8,
     pub seq_tail: u64,
 }
-wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 8 + 8 * ASKED + 40 + 24 * MEMO_SLOTS + 24 + 16 + 16 + 8 + 8);
+wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 8 + 8 * ASKED + 40 + 24 * MEMO_SLOTS + 24 + 32 + 16 + 16 + 8 + 8);
 
 /// Histograms of one process, an element of the memory-mapped array `histograms`. Cumulative.
 #[repr(C)]

@@ -7,6 +7,7 @@ pub mod lifecycle;
 pub mod sockets;
 pub mod stacks;
 pub mod syscalls;
+pub mod tls;
 pub mod unwind;
 
 use crate::{histogram::BUCKETS, wire};

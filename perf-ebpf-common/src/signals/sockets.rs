@@ -114,7 +114,9 @@ pub struct SocketData {
     pub tgid: u32,
     /// See [`direction`].
     pub direction: u8,
-    pub pad: [u8; 7],
+    /// 1 where the bytes are what TLS carried, and `position` counts those only.
+    pub plaintext: u8,
+    pub pad: [u8; 6],
 }
 wire!(SocketData => 16 + 16 + 4 + 4 + 8 + 8);
 

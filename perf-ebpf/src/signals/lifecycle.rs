@@ -13,6 +13,7 @@ use perf_ebpf_common::{
         ledger::{SiteKey, StackMemo, ThreadState, thread_state},
         lifecycle::{Exec, ThreadExited, ThreadStarted},
         record,
+        tls::TlsCall,
     },
 };
 
@@ -82,6 +83,12 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         sys_enter_ns: 0,
         samples_user: 0,
         samples_kernel: 0,
+        tls: TlsCall {
+            ssl: 0,
+            buffer: 0,
+            length_at: 0,
+            moved_ns: 0,
+        },
         tid,
         tgid,
         sys_nr: 0,
@@ -95,7 +102,8 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         file_detail_kind: 0,
         missed_wake_class: 0,
         woken_from: 0,
-        pad: [0; 2],
+        tls_call: 0,
+        pad: 0,
         seq_tail: 0,
     };
     if new_process {

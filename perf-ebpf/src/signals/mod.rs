@@ -7,4 +7,5 @@ pub mod lifecycle;
 pub mod sockets;
 pub mod stacks;
 pub mod syscalls;
+pub mod tls;
 pub mod unwind;

@@ -40,7 +40,7 @@ use crate::{
 
 /// Payload. Apart from `events`, so that a burst of data does not push out what the ledger needs.
 #[map(name = "data")]
-static DATA: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+pub static DATA: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 
 /// Connections of the target by the address of their `struct sock` (a hash: addresses are sparse).
 #[map(name = "connections")]
@@ -224,6 +224,9 @@ fn transfer(t: &mut ThreadState, socket: Socket, bytes: u64, to: u8, regs: &Regi
         }
         before
     };
+    if super::tls::inside(t, socket, now) {
+        return;
+    }
     // SAFETY: no arguments.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     let Some(scratch) = SCRATCH.get_ptr_mut(cpu) else {
@@ -245,7 +248,8 @@ fn transfer(t: &mut ThreadState, socket: Socket, bytes: u64, to: u8, regs: &Regi
         tid: t.tid,
         tgid: t.tgid,
         direction: to,
-        pad: [0; 7],
+        plaintext: 0,
+        pad: [0; 6],
     };
     capture(scratch, bytes, regs);
     send(scratch);
@@ -325,8 +329,17 @@ fn meet(t: &mut ThreadState, socket: Socket, now: u64) -> u64 {
     0
 }
 
+/// Whether the socket at this address is still the connection `id`.
 #[inline(always)]
-fn count(kind: u32) {
+pub fn is_connection(sk: u64, id: u64) -> bool {
+    // SAFETY: a live map value.
+    CONNECTIONS
+        .get_ptr(&sk)
+        .is_some_and(|c| unsafe { (*c).id } == id)
+}
+
+#[inline(always)]
+pub fn count(kind: u32) {
     if let Some(count) = GENERATED.get_ptr_mut(kind) {
         // SAFETY: a per-CPU element.
         unsafe { *count += 1 };

@@ -5,7 +5,10 @@ use std::{collections::HashSet, fs, os::unix::fs::MetadataExt as _};
 use anyhow::{Context as _, Result, bail};
 use perf_ebpf_common::{
     Wire as _, class,
-    signals::ledger::{ListenerKey, SiteKey, StackMemo, ThreadState, thread_state},
+    signals::{
+        ledger::{ListenerKey, SiteKey, StackMemo, ThreadState, thread_state},
+        tls::TlsCall,
+    },
 };
 
 use super::{Live, monotonic_ns, proc_facts::thread_fact};
@@ -94,6 +97,12 @@ pub(super) fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> Thread
         sys_enter_ns: 0,
         samples_user: 0,
         samples_kernel: 0,
+        tls: TlsCall {
+            ssl: 0,
+            buffer: 0,
+            length_at: 0,
+            moved_ns: 0,
+        },
         tid,
         tgid: pid,
         sys_nr: 0,
@@ -106,7 +115,8 @@ pub(super) fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> Thread
         file_detail_kind: 0,
         missed_wake_class: 0,
         woken_from: 0,
-        pad: [0; 2],
+        tls_call: 0,
+        pad: 0,
         seq_tail: 0,
     }
 }
