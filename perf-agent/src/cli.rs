@@ -200,9 +200,9 @@ pub struct Collect {
     /// Connections and the statements on them, decoded from the bytes that pass
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub sockets: Switch,
-    /// Plaintext of OpenSSL connections, by probes on its functions: each call pays for them, in
-    /// every process that uses the library
-    #[arg(long, value_enum, default_value_t = Switch::On)]
+    /// Plaintext of OpenSSL connections, by probes on its functions: each call pays some 10 µs for
+    /// them, in every process that uses the library
+    #[arg(long, value_enum, default_value_t = Switch::Off)]
     pub tls: Switch,
     /// Let keys and other literal payload leave the process; without it statements are shown as
     /// shapes and keys as hashes
@@ -424,6 +424,8 @@ mod tests {
         assert!(!args.collect.no_children);
         assert_eq!(args.collect.syscalls, SyscallMode::Sampled);
         assert_eq!(args.collect.stacks, Switch::On);
+        assert_eq!(args.collect.sockets, Switch::On);
+        assert_eq!(args.collect.tls, Switch::Off);
         assert_eq!(args.output.format, Format::Auto);
         assert_eq!(args.output.output, None);
         match parse("perf-agent demo").map(|cli| cli.command) {

@@ -151,7 +151,7 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
         debug_dirs: Vec::new(),
         inlines: Switch::Off,
         sockets: Switch::On,
-        tls: Switch::On,
+        tls: Switch::Off,
         unsafe_raw: false,
         sizes: Sizes::default(),
     };

@@ -12,7 +12,7 @@ const SELECT: &str =
 
 /// Traces a command from its first instruction, in one window.
 fn trace_command(command: &Command) -> Run {
-    let mut words: Vec<String> = ["trace", "--interval", "100s", "--"]
+    let mut words: Vec<String> = ["trace", "--tls", "on", "--interval", "100s", "--"]
         .map(str::to_owned)
         .to_vec();
     words.push(command.get_program().to_string_lossy().into_owned());
@@ -66,7 +66,13 @@ fn a_client_over_tls_is_counted_as_it_counts_itself() {
 fn a_server_that_ran_before_the_trace_is_counted_over_tls() {
     let _alone = alone();
     let postgres = Postgres::start_tls();
-    let agent = Agent::start(["trace", "-p", &postgres.server.pid().to_string()]);
+    let agent = Agent::start([
+        "trace",
+        "--tls",
+        "on",
+        "-p",
+        &postgres.server.pid().to_string(),
+    ]);
     agent.attached();
     servers::to_end(postgres.transactions_over_tls("prepared", SELECT, (4, 500), "server"));
     agent.interrupt();

@@ -123,7 +123,10 @@ impl Links {
         every: bool,
     ) -> Result<()> {
         for program in PROGRAMS.iter().filter(|p| off(p, without)) {
-            let why = format!("off by --{} off", without.unwrap_or_default());
+            let why = match program.signal {
+                TLS => "off: --tls on reads what OpenSSL encrypts".to_owned(),
+                signal => format!("off by --{signal} off"),
+            };
             self.refused.insert(program.name, why);
         }
         let stands_in = |p: &Program| matches!(p.need, Need::Instead(_));

@@ -50,7 +50,9 @@ fn key(t: &ThreadState) -> TlsKey {
 /// The trace is over.
 #[inline(always)]
 fn stopped() -> bool {
-    CONTROL.get(0).is_none_or(|control| control.tls_stopped != 0)
+    CONTROL
+        .get(0)
+        .is_none_or(|control| control.tls_stopped != 0)
 }
 
 /// A read or write begins.
