@@ -29,7 +29,7 @@ send() {
 timeout 60 /perf-agent doctor > /tmp/doctor.txt 2>&1
 send doctor.txt $?
 
-timeout 120 /perf-agent trace --duration 20s --format ndjson --output /tmp/out.ndjson \
+timeout 120 /perf-agent trace --duration 20s --format ndjson --output /tmp/out.ndjson --tls on \
     -- /truth --json /tmp/truth.json > /tmp/trace.out 2> /tmp/trace.err
 code=$?
 send trace.err $code
