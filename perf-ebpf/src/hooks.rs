@@ -30,8 +30,9 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let next: Typed = ctx.arg(2);
     let prev_tid: u32 = field(prev, offset!(task_pid));
     let next_tid: u32 = field(next, offset!(task_pid));
-    let out = ledger::thread(prev_tid);
-    let into = ledger::thread(next_tid);
+    // The idle task is half of the switches of a machine that is not busy: not looked up.
+    let out = (prev_tid != 0).then(|| ledger::thread(prev_tid)).flatten();
+    let into = (next_tid != 0).then(|| ledger::thread(next_tid)).flatten();
     if out.is_none() && into.is_none() {
         return 0;
     }
@@ -153,9 +154,13 @@ pub fn sock_recv_length(ctx: BtfTracePointContext) -> i32 {
 
 #[inline(always)]
 fn socket_moved(ctx: &BtfTracePointContext, to: u8) -> i32 {
+    let result = ctx.arg::<u64>(1) as u32 as i32;
+    // Before the filter: what would have blocked fires too, once for each receive of PostgreSQL.
+    if result <= 0 {
+        return 0;
+    }
     if let Some(t) = ledger::thread(current_tid()) {
-        let result = ctx.arg::<u64>(1) as u32 as i32;
-        sockets::moved(t, ctx.arg(0), result.into(), ctx.arg(2), to);
+        sockets::moved(t, ctx.arg(0), result as u64, ctx.arg(2), to);
     }
     0
 }

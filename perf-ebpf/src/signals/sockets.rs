@@ -142,11 +142,11 @@ fn of_fd(task: u64, fd: u32) -> Option<Socket> {
     Some(Socket { sk, id, tcp })
 }
 
-/// `sock_send_length`, `sock_recv_length`: a send or receive on `sk` ended with `result`.
+/// `sock_send_length`, `sock_recv_length`: a send or receive on `sk` moved `bytes`, more than none.
 #[inline(always)]
-pub fn moved(t: &mut ThreadState, sk: Typed, result: i64, flags: u64, to: u8) {
+pub fn moved(t: &mut ThreadState, sk: Typed, bytes: u64, flags: u64, to: u8) {
     // A peek sees bytes that the next receive gives again.
-    if result <= 0 || setting!(capture_bytes) == 0 || flags & MSG_PEEK != 0 {
+    if setting!(capture_bytes) == 0 || flags & MSG_PEEK != 0 {
         return;
     }
     let Some(socket) = of_typed(sk) else {
@@ -155,7 +155,7 @@ pub fn moved(t: &mut ThreadState, sk: Typed, result: i64, flags: u64, to: u8) {
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task_btf() };
     let regs = Registers::of(task as Typed);
-    transfer(t, socket, result as u64, to, &regs);
+    transfer(t, socket, bytes, to, &regs);
 }
 
 /// Kernels without these tracepoints: a system call of thread `t` returned `result`.

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::connections::CONNECTIONS;
 use crate::{setup, step};
 
 /// A process that waits to be told to run for a while.
@@ -89,14 +90,23 @@ pub struct Redis {
     server: Child,
     port: u16,
     directory: PathBuf,
+    shape: Shape,
     /// Requests of one run, so many that it takes the time asked for.
     requests: u64,
+}
+
+/// How `redis-benchmark` asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub connections: u32,
+    /// Requests sent before the first answer is waited for.
+    pub pipeline: u32,
 }
 
 impl Redis {
     /// # Errors
     /// Where it is not installed or does not come up.
-    pub fn start(directory: PathBuf, time: Duration) -> Result<Self> {
+    pub fn start(directory: PathBuf, shape: Shape, time: Duration) -> Result<Self> {
         for program in ["redis-server", "redis-benchmark"] {
             setup::find_program(program).with_context(|| {
                 format!("{program} is not installed: apt-get install redis-server redis-tools")
@@ -110,6 +120,7 @@ impl Redis {
             .port();
         let server = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(["--maxclients", &(CONNECTIONS + 100).to_string()])
             .args(["--port", &port.to_string(), "--dir"])
             .arg(&directory)
             .stdin(Stdio::null())
@@ -120,6 +131,7 @@ impl Redis {
             server,
             port,
             directory,
+            shape,
             requests: 20_000,
         };
         redis.wait_until_up()?;
@@ -132,7 +144,11 @@ impl Redis {
         self.server.id()
     }
 
-    /// Runs the benchmark, each request waiting for the one before on its connection.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Runs the benchmark.
     ///
     /// # Errors
     /// Where the benchmark fails.
@@ -141,7 +157,9 @@ impl Redis {
         let text = step::output(
             Command::new("redis-benchmark")
                 .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
-                .args(["-P", "1", "-t", "get", "--csv"])
+                .args(["-c", &self.shape.connections.to_string()])
+                .args(["-P", &self.shape.pipeline.to_string()])
+                .args(["-t", "get", "--csv"])
                 .args(["-n", &self.requests.to_string()]),
         )
         .context("redis-benchmark failed")?;

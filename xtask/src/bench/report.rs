@@ -17,6 +17,8 @@ pub struct Row {
     /// Of the figures in `pairs`.
     pub unit: &'static str,
     pub pairs: Vec<Pair>,
+    /// Events the agent says it lost, over all pairs.
+    pub lost: u64,
 }
 
 impl Row {
@@ -186,6 +188,7 @@ mod tests {
             tracer: "nobody",
             unit: "ns",
             pairs: vec![pair(100.0, 150.0), pair(200.0, 260.0), pair(100.0, 110.0)],
+            lost: 0,
         }
     }
 

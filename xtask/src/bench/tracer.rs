@@ -40,7 +40,7 @@ enum Kind {
     PerfTrace,
 }
 
-pub const LEDGER: &str = "perf-agent --stacks off --syscalls off";
+pub const LEDGER: &str = "perf-agent, ledger alone";
 pub const DEFAULT: &str = "perf-agent";
 pub const FULL: &str = "perf-agent --syscalls full";
 pub const OFFCPU_SUM: &str = "bpftrace off-CPU sum";
@@ -51,7 +51,10 @@ pub const PERF_TRACE: &str = "perf trace -s";
 /// All tracers this machine has; the names of those it lacks.
 pub fn all(agent: &Path, scripts: &Path) -> (Vec<Tracer>, Vec<&'static str>) {
     let modes: [(&str, &[&str]); 3] = [
-        (LEDGER, &["--stacks", "off", "--syscalls", "off"]),
+        (
+            LEDGER,
+            &["--stacks", "off", "--syscalls", "off", "--sockets", "off"],
+        ),
         (DEFAULT, &[]),
         (FULL, &["--syscalls", "full"]),
     ];
