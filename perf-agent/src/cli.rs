@@ -78,6 +78,8 @@ pub enum Command {
         mut_arg("syscalls", |a| a.hide(true).default_value("off")),
         mut_arg("stacks", |a| a.hide(true)),
         mut_arg("interval", |a| a.hide(true)),
+        mut_arg("unsafe_raw", |a| a.hide(true)),
+        mut_arg("tls", |a| a.hide(true)),
         mut_arg("inlines", |a| a.default_value("on"))
     )]
     Profile(ProfileArgs),
