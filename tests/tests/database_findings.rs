@@ -159,9 +159,9 @@ fn a_connection_for_each_query() {
     };
     let run = load("churn", &["-C"]);
     let finding = first(&run, "connection_churn");
-    // One for each of the 90 transactions, and perhaps pgbench's own first look at the tables.
+    // One for each of the 90 transactions, and perhaps pgbench's own before them.
     let made = in_window(&finding, figure(&finding, "connections"));
-    assert!((89.0..=92.0).contains(&made), "{made}: {finding}");
+    assert!((89.5..91.5).contains(&made), "{made}: {finding}");
 
     let run = load("reused", &[]);
     assert_eq!(of_category(&run, "connection_churn"), Vec::<Value>::new());
@@ -238,7 +238,7 @@ fn requests_that_end_with_an_error() {
     let run = trace_redis(|redis| {
         for i in 0..400 {
             let (command, begins) = match i % 4 {
-                0 => ("LPUSH there:1 x", "-WRONGTYPE"),
+                3 => ("LPUSH there:1 x", "-WRONGTYPE"),
                 _ => ("GET there:1", "$1"),
             };
             assert!(redis.ask(command).starts_with(begins));

@@ -1,7 +1,8 @@
 //! A connection for each query, or nearly: made, used once or twice, and closed.
 //!
-//! Seen: connections of the window that were both opened and closed in it, by peer; of a fork-per-
-//! connection server the processes live too short to have lines, so it is seen at the client.
+//! Seen: connections of the window that were both opened and closed in it, by peer. The end of some
+//! Unix sockets is not told; where ten ended, those that were opened count. Of a server with a process
+//! for each connection these live too short to have lines, so it is seen at the client.
 //!
 //! Threshold: ten such connections a second with three exchanges or fewer each, and no more exchanges
 //! than that for each on the peer's other connections together: a pool that is filled, or a few
@@ -30,16 +31,21 @@ const MAX_FINDINGS: usize = 2;
 pub fn find(view: &View) -> Vec<Candidate> {
     let ends = by_ends(view).into_iter();
     let found = ends.filter_map(|(ends, connections)| {
-        let short: Vec<&ConnectionRow> = connections
-            .iter()
-            .copied()
-            .filter(|c| c.opened && c.closed)
-            .collect();
+        let unix = ends.2.starts_with(['/', '@']);
+        let mut short = connections.clone();
+        short.retain(|c| c.opened && c.closed);
+        let ended = short.len() as u64;
+        if unix {
+            short.clone_from(&connections);
+            short.retain(|c| c.opened);
+        }
         let n = short.len() as u64;
         let used: u64 = short.iter().map(|c| c.exchanges).sum();
         let all: u64 = connections.iter().map(|c| c.exchanges).sum();
-        let churn =
-            n >= MIN_COUNT && view.per_s(n) >= MIN_PER_S && used > 0 && all <= n * MAX_EXCHANGES;
+        let churn = ended >= MIN_COUNT
+            && view.per_s(ended) >= MIN_PER_S
+            && used > 0
+            && all <= n * MAX_EXCHANGES;
         churn.then(|| candidate(view, ends, &short, used))
     });
     statements::largest(found.collect(), MAX_FINDINGS)
@@ -161,6 +167,21 @@ mod tests {
         let none = |connections| find(&View::new(&report(connections))).is_empty();
         assert!(none(vec![opened; 50]));
         assert!(none(vec![closed; 50]));
+    }
+
+    #[test]
+    fn the_end_of_some_unix_sockets_is_not_told() {
+        let unix = |closed| ConnectionRow {
+            closed,
+            peer: "/run/postgresql/.s.PGSQL.5432".into(),
+            connect_ns: None,
+            ..short(1)
+        };
+        let mut connections = vec![unix(true); 20];
+        connections.extend(vec![unix(false); 30]);
+        let found = find(&View::new(&report(connections.clone())));
+        assert_eq!(found[0].evidence[0].value, 50.0);
+        assert!(find(&View::new(&report(connections.split_off(11)))).is_empty());
     }
 
     #[test]
