@@ -258,6 +258,23 @@ mod tests {
     }
 
     #[test]
+    fn the_peer_is_named_by_what_it_speaks_from_the_moment_that_is_known() {
+        let times = [("net.tcp", 100_000_000), ("net.redis", 500_000_000)];
+        let mut report = report("web", vec![thread(1, &times)]);
+        let odd_port = || peer("10.0.0.5", 5432);
+        report.profile.sites = vec![
+            site("net.tcp", "read", 10, 100_000_000, odd_port()),
+            site("net.redis", "read", 1_000, 500_000_000, odd_port()),
+            site("net.http", "read", 1, 50_000_000, peer("10.0.0.9", 9200)),
+        ];
+        let found = find(&View::new(&report));
+        assert_eq!(found[0].subject, "Redis at 10.0.0.5:5432");
+        assert_eq!(found[0].area, services::CACHING);
+        assert_eq!(found[1].subject, "HTTP at 10.0.0.9:9200");
+        assert_eq!(found[1].delegate, PERFORMANCE_ENGINEER);
+    }
+
+    #[test]
     fn an_open_wait_is_a_subscription_unless_the_peer_only_answers() {
         let mut report = report("app", vec![thread(1, &[("net.tcp", 1_000_000_000)])]);
         for (port, findings) in [(8080, 0), (6379, 0), (5432, 1)] {
