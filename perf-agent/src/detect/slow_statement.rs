@@ -79,7 +79,7 @@ fn candidate(view: &View, row: &StatementRow, over_target: bool) -> Candidate {
         "`{}` takes {} ({what}) {} {}: {} times a second, {:.0} % of wall time",
         shown(&row.text),
         units::duration(ns),
-        if client { "of" } else { "for" },
+        if client { "on" } else { "for" },
         other_end(&row.role, &row.protocol, &row.peer),
         units::rate(row.count as f64 * 1e9 / view.wall_ns().max(1) as f64),
         ratio(in_hand_ns(row), view.wall_ns()) * 100.0,
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(found.always, Some(Level::Low));
         assert_eq!(
             found.title,
-            "`SELECT sum(amount) FROM orders` takes 300 ms (95th percentile) of PostgreSQL at \
+            "`SELECT sum(amount) FROM orders` takes 300 ms (95th percentile) on PostgreSQL at \
              10.0.0.9:5432: 3.00 times a second, 90 % of wall time"
         );
     }

@@ -110,7 +110,9 @@ pub fn service(protocol: &str) -> Option<&'static Service> {
 pub fn other_end(role: &str, protocol: &str, peer: &str) -> String {
     let name = service(protocol).map_or(protocol, |service| service.name);
     let peer = if is_client(role) { peer } else { host(peer) };
-    match (is_client(role), peer.is_empty()) {
+    // A server's clients on a Unix socket are told by its path, or not at all.
+    let unnamed = peer.is_empty() || !is_client(role) && peer.starts_with(['/', '@']);
+    match (is_client(role), unnamed) {
         (true, true) => name.to_owned(),
         (true, false) => format!("{name} at {peer}"),
         (false, true) => format!("{name} clients on this host"),
@@ -225,6 +227,28 @@ mod tests {
         assert!(is_judged(&row("postgresql", "Fetch orders")));
         assert!(is_judged(&row("redis", "GET key")));
         assert!(!is_judged(&row("redis", OTHERS)));
+    }
+
+    #[test]
+    fn the_other_end_is_called_by_its_service() {
+        for (role, peer, name) in [
+            ("client", "10.0.0.9:5432", "PostgreSQL at 10.0.0.9:5432"),
+            (
+                "client",
+                "/run/.s.PGSQL.5432",
+                "PostgreSQL at /run/.s.PGSQL.5432",
+            ),
+            ("client", "", "PostgreSQL"),
+            ("server", "10.0.0.7:4711", "PostgreSQL clients at 10.0.0.7"),
+            (
+                "server",
+                "/run/.s.PGSQL.5432",
+                "PostgreSQL clients on this host",
+            ),
+            ("server", "", "PostgreSQL clients on this host"),
+        ] {
+            assert_eq!(other_end(role, "postgresql", peer), name);
+        }
     }
 
     #[test]
