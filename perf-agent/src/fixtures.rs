@@ -307,6 +307,56 @@ pub fn statement(text: &str, count: u64, ns: u64) -> StatementRow {
     }
 }
 
+/// A statement asked without an error, a look-up or a run.
+pub fn asked(text: &str, count: u64, ns: u64) -> StatementRow {
+    StatementRow {
+        fingerprint: format!("{:016x}", crate::hash::fnv1a(&["postgresql", text])),
+        errors: 0,
+        errors_by_code: BTreeMap::new(),
+        hits: 0,
+        misses: 0,
+        runs: 0,
+        run_exchanges: 0,
+        longest_run: 0,
+        led_by: None,
+        ..statement(text, count, ns)
+    }
+}
+
+/// A healthy connection to a PostgreSQL server that was there before.
+pub fn connected(peer: &str, exchanges: u64) -> ConnectionRow {
+    ConnectionRow {
+        protocol: "postgresql".into(),
+        role: "client".into(),
+        peer: peer.into(),
+        age: "preexisting".into(),
+        exchanges,
+        tx_bytes: exchanges * 100,
+        rx_bytes: exchanges * 500,
+        ..ConnectionRow::default()
+    }
+}
+
+/// A client of one thread that waited for PostgreSQL for so long of its second, and asked this on one
+/// connection.
+pub fn asking_report(wait_ns: u64, statements: Vec<StatementRow>) -> ProcessReport {
+    let times = [
+        ("net.postgresql", wait_ns),
+        ("idle", 1_000_000_000 - wait_ns),
+    ];
+    let mut report = report("app", vec![thread(1, &times)]);
+    let exchanges = statements.iter().map(|row| row.count).sum();
+    report.connections = Some(Connections {
+        connections: vec![connected("10.0.0.9:5432", exchanges)],
+        ..full_connections()
+    });
+    report.statements = Some(Statements {
+        statements,
+        ..full_statements()
+    });
+    report
+}
+
 fn full_coverage() -> Coverage {
     Coverage {
         stamp: stamp(),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jsonschema::Validator;
 use serde_json::Value;
 
-use crate::PATIENCE;
+use crate::{PATIENCE, servers};
 
 /// The agent under test: `PERF_AGENT_BIN`, or the release build of this workspace.
 pub fn binary() -> PathBuf {
@@ -296,6 +296,38 @@ impl Drop for Agent {
 /// Runs the agent to its end.
 pub fn run<I: IntoIterator<Item = S>, S: Into<String>>(arguments: I, patience: Duration) -> Run {
     Agent::start(arguments).finish(patience)
+}
+
+/// Traces a process while a command runs to its end.
+///
+/// # Panics
+/// Where either fails.
+pub fn trace_during(pid: u32, command: Command) -> Run {
+    let agent = Agent::start(["trace", "-p", &pid.to_string()]);
+    agent.attached();
+    servers::to_end(command);
+    agent.interrupt();
+    agent.finish(PATIENCE)
+}
+
+/// Traces a command from its first instruction, in one window.
+///
+/// # Panics
+/// Where the agent cannot be started or does not end.
+pub fn trace_command(command: &Command) -> Run {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let arguments = command.get_args().map(|a| a.to_string_lossy().into_owned());
+    let mut words: Vec<String> = ["trace", "--interval", "100s", "--"]
+        .map(str::to_owned)
+        .to_vec();
+    words.push(program);
+    words.extend(arguments);
+    let mut agent = Command::new(binary());
+    agent.args(&words);
+    if let Some(directory) = command.get_current_dir() {
+        agent.current_dir(directory);
+    }
+    Agent::start_command(agent, words).finish(4 * PATIENCE)
 }
 
 /// Lines keep their end, so that half a line at the end of the output is noticed.

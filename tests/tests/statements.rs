@@ -3,9 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
 
-use perf_agent_tests::agent::{Agent, Run};
+use perf_agent_tests::agent::{Agent, Run, trace_command, trace_during};
 use perf_agent_tests::servers::{self, Mariadb, Postgres};
 use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
@@ -53,32 +52,6 @@ fn read_everything(run: &Run) {
     );
     assert!(seen > 0, "no socket bytes: {}", run.text);
     assert_eq!(decoded, seen, "{}", run.text);
-}
-
-/// Traces a process while a command runs to its end.
-fn trace_during(pid: u32, command: Command) -> Run {
-    let agent = Agent::start(["trace", "-p", &pid.to_string()]);
-    agent.attached();
-    servers::to_end(command);
-    agent.interrupt();
-    agent.finish(PATIENCE)
-}
-
-/// Traces a command from its first instruction, in one window.
-fn trace_command(command: &Command) -> Run {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let arguments = command.get_args().map(|a| a.to_string_lossy().into_owned());
-    let mut words: Vec<String> = ["trace", "--interval", "100s", "--"]
-        .map(str::to_owned)
-        .to_vec();
-    words.push(program);
-    words.extend(arguments);
-    let mut agent = Command::new(perf_agent_tests::agent::binary());
-    agent.args(&words);
-    if let Some(directory) = command.get_current_dir() {
-        agent.current_dir(directory);
-    }
-    Agent::start_command(agent, words).finish(4 * PATIENCE)
 }
 
 #[test]

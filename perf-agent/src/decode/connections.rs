@@ -298,7 +298,7 @@ impl Connections {
         let mut rows = Vec::new();
         let ids: Vec<u64> = self.known.keys().copied().collect();
         for id in ids {
-            self.end_of_window(id, end_ns, &mut rows);
+            self.end_of_window(id, end_ns, &there, &mut rows);
             self.gather(id);
         }
         self.known.retain(|id, k| {
@@ -334,13 +334,30 @@ impl Connections {
         }
     }
 
-    fn end_of_window(&mut self, id: u64, end_ns: u64, rows: &mut Vec<ConnectionFact>) {
+    fn end_of_window(
+        &mut self,
+        id: u64,
+        end_ns: u64,
+        there: &HashSet<u64>,
+        rows: &mut Vec<ConnectionFact>,
+    ) {
         let Some(known) = self.known.get_mut(&id) else {
             return;
         };
-        let Some(now) = known.meta else {
+        let Some(mut now) = known.meta else {
             return;
         };
+        // No event tells of a Unix socket's end, but the kernel side gives its entry to the next one at
+        // the same address. What it moved is then known from its pieces alone.
+        let replaced = matches!(now.kind, fd::UNIX_CLIENT | fd::UNIX_SERVER)
+            && now.first_ns < end_ns
+            && !there.contains(&id);
+        if let (true, Some(conversation)) = (replaced, &known.conversation) {
+            let [sent, received] = conversation.moved();
+            now.tx_bytes = now.tx_bytes.max(sent);
+            now.rx_bytes = now.rx_bytes.max(received);
+            known.meta = Some(now);
+        }
         if let Some(conversation) = &mut known.conversation {
             conversation.release(&mut self.output);
             if let Some(since) = &mut conversation.idle_in_transaction_since_ns {
@@ -362,7 +379,7 @@ impl Connections {
         row.id = id;
         row.pid = known.tgid;
         row.new = known.age_new;
-        row.closed = known.closed;
+        row.closed = known.closed || replaced;
         row.first_window = before.first_ns == 0;
         row.exchanges = exchanges - std::mem::replace(&mut known.exchanges_before, exchanges);
         if let Some(conversation) = &mut known.conversation {

@@ -117,6 +117,17 @@ impl Conversation {
         matches!(self.speaks, Speaks::Encrypted)
     }
 
+    /// Bytes sent and received by this end, as far as pieces of them were seen.
+    pub fn moved(&self) -> [u64; 2] {
+        let of = |direction| self.expected[direction as usize].unwrap_or(0);
+        let (requests, answers) = (of(Direction::Request), of(Direction::Response));
+        if self.client {
+            [requests, answers]
+        } else {
+            [answers, requests]
+        }
+    }
+
     pub fn in_flight(&self) -> usize {
         match &self.speaks {
             Speaks::Decoded(_, decoder) => decoder.in_flight(),

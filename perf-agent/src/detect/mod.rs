@@ -4,14 +4,25 @@
 //! for all of them happens here: the floor of 1 % of wall time, the impact, the stable id, the
 //! order, and what became of findings from window to window.
 
+mod cache_misses;
+mod chatty;
+mod connection_churn;
 mod cpu_bound;
 mod disk_wait;
 mod error_storm;
+mod idle_in_transaction;
 mod lock_contention;
+mod n_plus_one;
 mod network_wait;
 mod page_faults;
+mod pool_saturation;
+mod retransmits;
 mod run_queue;
+mod services;
 mod sleep_poll;
+mod slow_statement;
+mod statement_errors;
+mod statements;
 mod syscall_storm;
 mod view;
 
@@ -68,6 +79,42 @@ pub const RULES: &[Rule] = &[
         name: "sleep_poll",
         find: sleep_poll::find,
     },
+    Rule {
+        name: "slow_statement",
+        find: slow_statement::find,
+    },
+    Rule {
+        name: "n_plus_one",
+        find: n_plus_one::find,
+    },
+    Rule {
+        name: "chatty",
+        find: chatty::find,
+    },
+    Rule {
+        name: "idle_in_transaction",
+        find: idle_in_transaction::find,
+    },
+    Rule {
+        name: "connection_churn",
+        find: connection_churn::find,
+    },
+    Rule {
+        name: "pool_saturation",
+        find: pool_saturation::find,
+    },
+    Rule {
+        name: "statement_errors",
+        find: statement_errors::find,
+    },
+    Rule {
+        name: "cache_misses",
+        find: cache_misses::find,
+    },
+    Rule {
+        name: "retransmits",
+        find: retransmits::find,
+    },
 ];
 
 /// Who acts on a finding by default.
@@ -99,6 +146,11 @@ struct Candidate {
     share: f64,
     /// The impact is at most this, where the rule knows why it cannot matter more.
     impact_cap: Level,
+    /// Told even below the floor, with at least this impact: what it is worth is not time of the
+    /// target's threads.
+    always: Option<Level>,
+    /// The peer whose waits it explains.
+    peer: Option<String>,
     effort: Level,
     confidence: f64,
     evidence: Vec<Evidence>,
@@ -119,6 +171,8 @@ impl Candidate {
             bound_ns,
             share,
             impact_cap: Level::High,
+            always: None,
+            peer: None,
             effort: Level::Medium,
             confidence: 0.5,
             evidence: Vec::new(),
@@ -126,6 +180,47 @@ impl Candidate {
             stacks: Vec::new(),
         }
     }
+}
+
+impl Candidate {
+    fn impact(&self, view: &View) -> Level {
+        let of_time = impact(
+            self.bound_ns,
+            view.wall_ns(),
+            view.lifetime_ns(),
+            self.share,
+        );
+        self.always
+            .map_or(of_time, |least| of_time.max(least))
+            .min(self.impact_cap)
+    }
+}
+
+/// One cause is one finding: drops the waits for a peer where rules that look at what was said to it
+/// explain at least half of them, and say that it matters as much.
+fn without_what_others_explain<'a>(
+    view: &View,
+    mut found: Vec<(&'a Rule, Candidate)>,
+) -> Vec<(&'a Rule, Candidate)> {
+    let mut explained: BTreeMap<String, (u64, Level)> = BTreeMap::new();
+    for (rule, candidate) in &found {
+        if let (Some(peer), true) = (&candidate.peer, rule.name != "network_wait") {
+            let (bound_ns, level) = explained.entry(peer.clone()).or_insert((0, Level::Low));
+            *bound_ns += candidate.bound_ns;
+            *level = candidate.impact(view).max(*level);
+        }
+    }
+    found.retain(|(rule, candidate)| {
+        let peer = candidate
+            .peer
+            .as_ref()
+            .filter(|_| rule.name == "network_wait");
+        peer.and_then(|peer| explained.get(peer))
+            .is_none_or(|(bound_ns, level)| {
+                *bound_ns < candidate.bound_ns / 2 || *level < candidate.impact(view)
+            })
+    });
+    found
 }
 
 /// A figure of evidence.
@@ -207,10 +302,11 @@ impl Detector {
         let mut findings = BTreeMap::new();
         for process in &report.processes {
             let view = View::new(process);
-            for rule in RULES {
-                for candidate in (rule.find)(&view) {
-                    self.keep(rule, &view, candidate, &mut findings);
-                }
+            let found = RULES
+                .iter()
+                .flat_map(|rule| (rule.find)(&view).into_iter().map(move |c| (rule, c)));
+            for (rule, candidate) in without_what_others_explain(&view, found.collect()) {
+                self.keep(rule, &view, candidate, &mut findings);
             }
         }
         let resolved = self.age(report, &findings);
@@ -229,7 +325,8 @@ impl Detector {
         findings: &mut BTreeMap<(u32, String), Finding>,
     ) {
         let wall_ns = view.wall_ns();
-        if wall_ns == 0 || candidate.bound_ns < wall_ns / 100 {
+        let matters = candidate.always.is_some() || candidate.bound_ns >= view.floor_ns();
+        if wall_ns == 0 || !matters {
             return;
         }
         let who = view.who().clone();
@@ -248,13 +345,7 @@ impl Detector {
             id: key.1.clone(),
             category: rule.name.to_owned(),
             area: candidate.area.to_owned(),
-            impact: impact(
-                candidate.bound_ns,
-                wall_ns,
-                view.lifetime_ns(),
-                candidate.share,
-            )
-            .min(candidate.impact_cap),
+            impact: candidate.impact(view),
             effort: candidate.effort,
             confidence: (candidate.confidence * 100.0).round().clamp(0.0, 100.0) / 100.0,
             delegate_to: self

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::services::{self, API, DATABASE, Service};
 use super::view::{View, class, mean, net, ratio};
-use super::{Candidate, DATABASE_SPECIALIST, evidence, top_stacks};
+use super::{Candidate, evidence, statements, top_stacks};
 use crate::model::{Detail, Evidence, Level, Site};
 use crate::sink::units;
 
@@ -11,60 +12,6 @@ use crate::sink::units;
 const MAX_PEERS: usize = 3;
 /// From this mean a wait for an unknown peer is as likely a subscription as a slow reply.
 const LONG_WAIT_NS: u64 = 1_000_000_000;
-
-/// A service known by its port or its Unix socket.
-struct Service {
-    name: &'static str,
-    area: &'static str,
-    ports: &'static [u16],
-    /// Part of the path of its Unix socket; empty where it has none.
-    unix: &'static str,
-    /// Clients wait for what may come at any time (subscriptions, blocking pops, long polls), so
-    /// that a wait without an end says nothing.
-    waits_for_events: bool,
-}
-
-const DATABASE: &str = "database_performance";
-const CACHING: &str = "caching";
-
-const SERVICES: &[Service] = &[
-    service("PostgreSQL", DATABASE, &[5432, 6432], ".s.PGSQL", false),
-    service("MySQL", DATABASE, &[3306, 33060], "mysqld.sock", false),
-    service("MySQL", DATABASE, &[], "mysql.sock", false),
-    service("Redis", CACHING, &[6379, 6380], "redis", true),
-    service("memcached", CACHING, &[11211], "memcached", false),
-    service("MongoDB", DATABASE, &[27017, 27018], "mongodb-", true),
-    service("Cassandra", DATABASE, &[9042], "", true),
-    service("SQL Server", DATABASE, &[1433], "", false),
-    service("Oracle", DATABASE, &[1521], "", false),
-    service("ClickHouse", DATABASE, &[9000, 8123], "", false),
-    service("Elasticsearch", DATABASE, &[9200], "", false),
-    service("Kafka", DATABASE, &[9092], "", true),
-];
-
-const fn service(
-    name: &'static str,
-    area: &'static str,
-    ports: &'static [u16],
-    unix: &'static str,
-    waits_for_events: bool,
-) -> Service {
-    Service {
-        name,
-        area,
-        ports,
-        unix,
-        waits_for_events,
-    }
-}
-
-fn service_of(site: &Site) -> Option<&'static Service> {
-    SERVICES.iter().find(|service| match &site.detail {
-        Some(Detail::Peer { port, .. }) => service.ports.contains(port),
-        Some(Detail::Unix { path }) => !service.unix.is_empty() && path.contains(service.unix),
-        _ => false,
-    })
-}
 
 /// Waits for one peer.
 struct Waits<'a> {
@@ -78,7 +25,7 @@ struct Waits<'a> {
 pub fn find(view: &View) -> Vec<Candidate> {
     let mut peers: BTreeMap<String, Waits> = BTreeMap::new();
     for site in view.sites(|class| class.starts_with("net.")) {
-        let service = service_of(site);
+        let service = services::of_site(site);
         let peer = peer_of(site, service.is_some());
         let waits = peers.entry(peer.clone()).or_insert(Waits {
             peer,
@@ -87,6 +34,15 @@ pub fn find(view: &View) -> Vec<Candidate> {
             sum_ns: 0,
             count: 0,
         });
+        // One site may be from before the protocol was known.
+        if site
+            .class
+            .strip_prefix("net.")
+            .and_then(services::of_protocol)
+            .is_some()
+        {
+            waits.service = service;
+        }
         waits.sites.push(site);
         waits.sum_ns += site.sum_ns;
         waits.count += site.count;
@@ -128,6 +84,7 @@ fn candidate(view: &View, waits: &Waits) -> Candidate {
     let mean_ns = mean(waits.sum_ns, waits.count);
     let share = view.share_of(net) * ratio(wait_ns, total_ns);
     let mut found = Candidate::new(&waits.peer, wait_ns, share);
+    found.peer = Some(waits.peer.clone());
     let sending = mostly(waits, "net.send");
     let connecting = mostly(waits, "net.connect");
     let events = waits.service.is_none_or(|service| service.waits_for_events);
@@ -142,9 +99,9 @@ fn candidate(view: &View, waits: &Waits) -> Candidate {
     if events && mean_ns >= LONG_WAIT_NS {
         found.impact_cap = Level::Low;
     }
-    found.area = "api_response";
+    found.area = API;
     if let Some(service) = waits.service {
-        (found.area, found.delegate) = (service.area, DATABASE_SPECIALIST);
+        (found.area, found.delegate) = (service.area, service.delegate());
     }
     found.subject = match waits.service {
         Some(service) => format!("{} at {}", service.name, waits.peer),
@@ -166,7 +123,7 @@ fn candidate(view: &View, waits: &Waits) -> Candidate {
         units::count(view.per_s(waits.count)),
     );
     found.evidence = figures(view, waits, wait_ns, mean_ns);
-    found.recommendations = recommendations(waits, connecting, sending);
+    found.recommendations = recommendations(view, waits, connecting, sending);
     found.stacks = top_stacks(waits.sites.iter().copied());
     found
 }
@@ -193,7 +150,25 @@ fn figures(view: &View, waits: &Waits, wait_ns: u64, mean_ns: u64) -> Vec<Eviden
     ]
 }
 
-fn recommendations(waits: &Waits, connecting: bool, sending: bool) -> Vec<String> {
+/// The statement that took most of the waits' time.
+fn main_statement(view: &View, waits: &Waits) -> Option<String> {
+    let asked = view
+        .statements()
+        .filter(|row| row.role == "client" && row.peer == waits.peer);
+    let row = asked.max_by_key(|row| statements::in_hand_ns(row))?;
+    Some(format!(
+        "Begin with `{}`: {} of it, {} a second, 95th percentile {}",
+        statements::shown(&row.text),
+        units::percent(
+            statements::in_hand_ns(row),
+            waits.sum_ns.max(statements::in_hand_ns(row))
+        ),
+        units::count(view.per_s(row.count)),
+        units::duration(row.latency.p95_ns),
+    ))
+}
+
+fn recommendations(view: &View, waits: &Waits, connecting: bool, sending: bool) -> Vec<String> {
     let mut out = Vec::new();
     if connecting {
         out.push("Keep connections open and reuse them (a pool)".to_owned());
@@ -202,7 +177,17 @@ fn recommendations(waits: &Waits, connecting: bool, sending: bool) -> Vec<String
         out.push("The peer reads too slowly: look at what it does with its time".to_owned());
         out.push("Send less, compressed, or from a thread that may wait".to_owned());
     } else {
-        match waits.service.map(|service| service.area) {
+        let begin = main_statement(view, waits);
+        let known = begin.is_some();
+        out.extend(begin);
+        match waits
+            .service
+            .map(|service| service.area)
+            .filter(|area| *area != API)
+        {
+            Some(DATABASE) if known => {
+                out.push("Fetch in batches or joins; add the missing index".to_owned());
+            }
             Some(DATABASE) => {
                 out.push("Find the statements behind these waits on the server: slow ones by total time, and ones repeated per row (N+1)".to_owned());
                 out.push("Fetch in batches or joins; add the missing index".to_owned());
@@ -220,10 +205,7 @@ fn recommendations(waits: &Waits, connecting: bool, sending: bool) -> Vec<String
             }
         }
     }
-    if waits.peer.starts_with("127.")
-        || waits.peer.starts_with("[::1]")
-        || waits.peer.starts_with('/')
-    {
+    if services::is_local(&waits.peer) {
         out.push("The peer runs on this host: trace it as well, with a -p of its own".to_owned());
     }
     out
@@ -232,7 +214,7 @@ fn recommendations(waits: &Waits, connecting: bool, sending: bool) -> Vec<String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::detect::PERFORMANCE_ENGINEER;
+    use crate::detect::{DATABASE_SPECIALIST, PERFORMANCE_ENGINEER};
     use crate::fixtures::{report, site, thread};
 
     fn peer(address: &str, port: u16) -> Option<Detail> {
@@ -276,37 +258,20 @@ mod tests {
     }
 
     #[test]
-    fn services_are_known_by_port_and_by_unix_socket() {
-        for (detail, area) in [
-            (peer("10.0.0.5", 3306), DATABASE),
-            (peer("[::1]", 6379), CACHING),
-            (peer("10.0.0.5", 11211), CACHING),
-            (
-                Some(Detail::Unix {
-                    path: "/run/postgresql/.s.PGSQL.5432".into(),
-                }),
-                DATABASE,
-            ),
-            (
-                Some(Detail::Unix {
-                    path: "/run/redis/redis.sock".into(),
-                }),
-                CACHING,
-            ),
-        ] {
-            let site = site("net.tcp", "read", 1, 1, detail);
-            assert_eq!(service_of(&site).map(|s| s.area), Some(area), "{site:?}");
-        }
-        let none = site(
-            "net.unix",
-            "read",
-            1,
-            1,
-            Some(Detail::Unix {
-                path: "/run/x".into(),
-            }),
-        );
-        assert!(service_of(&none).is_none());
+    fn the_peer_is_named_by_what_it_speaks_from_the_moment_that_is_known() {
+        let times = [("net.tcp", 100_000_000), ("net.redis", 500_000_000)];
+        let mut report = report("web", vec![thread(1, &times)]);
+        let odd_port = || peer("10.0.0.5", 5432);
+        report.profile.sites = vec![
+            site("net.tcp", "read", 10, 100_000_000, odd_port()),
+            site("net.redis", "read", 1_000, 500_000_000, odd_port()),
+            site("net.http", "read", 1, 50_000_000, peer("10.0.0.9", 9200)),
+        ];
+        let found = find(&View::new(&report));
+        assert_eq!(found[0].subject, "Redis at 10.0.0.5:5432");
+        assert_eq!(found[0].area, services::CACHING);
+        assert_eq!(found[1].subject, "HTTP at 10.0.0.9:9200");
+        assert_eq!(found[1].delegate, PERFORMANCE_ENGINEER);
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The rules together: order, states, ids, and what must not be said.
 
-use proptest::collection::vec;
-use proptest::prelude::*;
-use proptest::sample;
+mod any;
 
 use super::*;
-use crate::fixtures::{self, latency, report, row, site, syscalls, thread, window_report};
-use crate::model::{Detail, Latency, Lock, ProcessReport, Throttled, Waker};
+use crate::fixtures::{
+    self, asked, asking_report, latency, report, row, site, syscalls, thread, window_report,
+};
+use crate::model::{Detail, Latency, Lock, ProcessReport, StatementRow, Waker};
 
 const MS: u64 = 1_000_000;
 
@@ -60,7 +60,7 @@ fn every_rule_is_registered() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         assert!(
-            ["mod", "tests", "view"].contains(&name.as_str())
+            ["mod", "services", "statements", "tests", "view"].contains(&name.as_str())
                 || RULES.iter().any(|r| r.name == name),
             "add to RULES in detect/mod.rs: Rule {{ name: \"{name}\", find: {name}::find }},"
         );
@@ -219,114 +219,85 @@ fn a_window_of_a_few_milliseconds_is_not_judged() {
     assert!(Detector::new().window(&window).is_empty());
 }
 
-/// A process with arbitrary figures, not all of which agree with each other.
-fn any_process() -> impl Strategy<Value = ProcessReport> {
-    let classes = sample::subsequence(
-        vec![
-            "cpu.user",
-            "cpu.kernel",
-            "runq",
-            "lock",
-            "disk",
-            "fault",
-            "net.tcp",
-            "net.send",
-            "timer",
-            "idle",
-            "other",
-        ],
-        0..=11,
-    );
-    let threads = vec((classes, vec(0..400 * MS, 11), 0..50_000u64), 0..5);
-    let class = sample::select(vec![
-        "cpu.user", "lock", "disk", "net.tcp", "net.send", "timer", "idle",
-    ]);
-    let call = sample::select(vec!["", "read", "fsync", "futex", "epoll_wait", "openat"]);
-    let detail = sample::select(vec![
-        None,
-        Some(Detail::Futex {
-            address: "0x10".into(),
-        }),
-        Some(Detail::Peer {
-            peer: "::1".into(),
-            port: 5432,
-        }),
-        Some(Detail::Unix {
-            path: String::new(),
-        }),
-        Some(Detail::File {
-            device: "8:1".into(),
-            inode: 1,
-            path: Some("/".into()),
-        }),
-    ]);
-    let sites = vec((class, call, 0..50_000u64, 0..2_000 * MS, detail), 0..8);
-    let name = sample::select(vec!["read", "futex", "epoll_wait", "openat"]);
-    let rows = vec(
-        (
-            name,
-            0..2_000_000u64,
-            0..100_000u64,
-            0..1u64 << 40,
-            0..2_000_000u64,
-        ),
-        0..5,
-    );
-    (threads, sites, rows, 0..10_000_000u64, 0..20u64).prop_map(
-        |(threads, sites, rows, minor, throttled_periods)| {
-            let threads = threads
-                .iter()
-                .enumerate()
-                .map(|(i, (classes, times, switches))| {
-                    let times: Vec<(&str, u64)> =
-                        classes.iter().copied().zip(times.iter().copied()).collect();
-                    let mut thread = thread(i as u32 + 1, &times);
-                    thread.switches = *switches;
-                    thread
-                });
-            let mut report = report("any", threads.collect());
-            report.profile.sites = sites
-                .into_iter()
-                .map(|(class, call, count, sum_ns, detail)| {
-                    site(class, call, count, sum_ns, detail)
-                })
-                .collect();
-            let rows = rows
-                .into_iter()
-                .map(|(name, count, p50_ns, bytes, errors)| {
-                    let mut row = row(name, count, p50_ns, bytes);
-                    row.errors.insert("ENOENT".into(), errors.min(count));
-                    row
-                });
-            report.syscalls = Some(syscalls(rows.collect()));
-            report.ledger.faults.minor = minor;
-            report.ledger.throttled = Some(Throttled {
-                periods: 20,
-                throttled_periods,
-                ..Throttled::default()
-            });
-            report
-        },
-    )
+const PEER: &str = "10.0.0.9:5432";
+
+/// A client that waits for PostgreSQL for 800 ms of its second, and these statements.
+fn waiting_for_postgresql(rows: Vec<StatementRow>) -> ProcessReport {
+    let mut report = asking_report(800 * MS, rows);
+    let peer = Detail::Peer {
+        peer: PEER.into(),
+        port: 5432,
+    };
+    report.profile.sites = vec![site("net.postgresql", "poll", 400, 800 * MS, Some(peer))];
+    report
 }
 
-proptest! {
-    #[test]
-    fn whatever_the_figures_a_finding_keeps_within_its_bounds(process in any_process()) {
-        let lifetime_ns = process.ledger.process.lifetime_ns;
-        let found = findings(vec![process]);
-        for finding in &found {
-            // The window is one second long.
-            prop_assert!(finding.gain_bound_ns_per_s >= 10 * MS, "{:?}", finding);
-            prop_assert!(finding.gain_bound_ns_per_s <= lifetime_ns, "{:?}", finding);
-            prop_assert!((0.0..=1.0).contains(&finding.confidence), "{:?}", finding);
-            prop_assert!(!finding.subject.is_empty() && !finding.title.is_empty(), "{:?}", finding);
-            prop_assert!(!finding.recommendations.is_empty(), "{:?}", finding);
-            for evidence in &finding.evidence {
-                prop_assert!(evidence.value.is_finite() && evidence.value >= 0.0, "{:?}", finding);
-            }
-            prop_assert!(finding.stacks.len() <= MAX_STACKS);
-        }
-        prop_assert!(found.is_sorted_by(|a, b| score(a) >= score(b)));
-    }
+#[test]
+fn waits_that_a_statement_explains_are_told_once() {
+    let slow = |count| asked("SELECT pg_sleep(?)", count, 200 * MS);
+    let found = findings(vec![waiting_for_postgresql(vec![slow(3)])]);
+    assert_eq!(categories(&found), ["slow_statement"]);
+    assert_eq!(found[0].impact, Level::High);
+    assert_eq!(found[0].gain_bound_ns_per_s, 600 * MS);
+    assert_eq!(found[0].stacks.len(), 1);
+
+    // It explains a quarter.
+    let found = findings(vec![waiting_for_postgresql(vec![slow(1)])]);
+    assert_eq!(categories(&found), ["network_wait", "slow_statement"]);
+    assert!(
+        found[0].recommendations[0].starts_with("Begin with `SELECT pg_sleep(?)`: 25 % of it"),
+        "{:?}",
+        found[0].recommendations
+    );
+
+    // It explains enough, and says that it matters little.
+    let quick = asked("SELECT ?", 300, 2 * MS);
+    let found = findings(vec![waiting_for_postgresql(vec![quick])]);
+    assert_eq!(categories(&found), ["network_wait", "slow_statement"]);
+    assert_eq!(
+        (found[0].impact, found[1].impact),
+        (Level::High, Level::Low)
+    );
+}
+
+#[test]
+fn single_rows_after_a_list_come_first() {
+    let list = asked("SELECT id FROM orders", 8, MS);
+    let single = StatementRow {
+        runs: 8,
+        run_exchanges: 400,
+        longest_run: 50,
+        led_by: Some(list.text.clone()),
+        ..asked(
+            "SELECT * FROM items WHERE order_id = ?",
+            400,
+            2 * MS - MS / 10,
+        )
+    };
+    let found = findings(vec![waiting_for_postgresql(vec![single, list])]);
+    assert_eq!(categories(&found), ["n_plus_one"]);
+    assert_eq!(found[0].impact, Level::High);
+}
+
+#[test]
+fn what_is_worth_something_else_than_time_is_told_below_the_floor() {
+    let failing = StatementRow {
+        errors: 10,
+        errors_by_code: [("23505".to_owned(), 10)].into(),
+        ..asked("INSERT INTO t VALUES (?)", 40, 10_000)
+    };
+    let found = findings(vec![asking_report(MS, vec![failing])]);
+    assert_eq!(categories(&found), ["statement_errors"]);
+    assert_eq!(found[0].impact, Level::Medium);
+    assert_eq!(found[0].gain_bound_ns_per_s, 100_000);
+}
+
+#[test]
+fn statements_in_good_health_give_nothing() {
+    let rows = vec![
+        asked("SELECT * FROM users WHERE id = ?", 900, 200_000),
+        asked("UPDATE users SET seen = ? WHERE id = ?", 100, 400_000),
+        asked("COMMIT", 100, 500_000),
+    ];
+    assert_eq!(categories(&findings(vec![asking_report(0, rows)])), [""; 0]);
 }

@@ -1,8 +1,8 @@
 //! What the rules ask of one process in one window.
 
 use crate::model::{
-    Classes, Frame, Latency, Ledger, Level, Process, ProcessReport, Profile, Site, SyscallRow,
-    Syscalls, ThreadLedger,
+    Classes, ConnectionRow, Connections, Frame, Latency, Ledger, Level, Process, ProcessReport,
+    Profile, Site, StatementRow, Statements, SyscallRow, Syscalls, ThreadLedger,
 };
 
 /// Libraries that are never "the program's own code".
@@ -87,6 +87,8 @@ pub struct View<'a> {
     pub ledger: &'a Ledger,
     pub syscalls: Option<&'a Syscalls>,
     pub profile: &'a Profile,
+    connections: Option<&'a Connections>,
+    statements: Option<&'a Statements>,
 }
 
 impl<'a> View<'a> {
@@ -95,6 +97,8 @@ impl<'a> View<'a> {
             ledger: &report.ledger,
             syscalls: report.syscalls.as_ref(),
             profile: &report.profile,
+            connections: report.connections.as_ref(),
+            statements: report.statements.as_ref(),
         }
     }
 
@@ -105,6 +109,11 @@ impl<'a> View<'a> {
     /// Length of the window.
     pub fn wall_ns(&self) -> u64 {
         self.ledger.window.length_ns()
+    }
+
+    /// What bounds less time than this is not worth a finding: 1 % of the window.
+    pub fn floor_ns(&self) -> u64 {
+        self.wall_ns() / 100
     }
 
     pub fn lifetime_ns(&self) -> u64 {
@@ -171,6 +180,18 @@ impl<'a> View<'a> {
     pub fn sites(&self, of_class: impl Fn(&str) -> bool) -> impl Iterator<Item = &'a Site> {
         let sites = &self.profile.sites;
         sites.iter().filter(move |site| of_class(&site.class))
+    }
+
+    /// What was asked, and what the target was asked; none where it was not seen.
+    pub fn statements(&self) -> impl Iterator<Item = &'a StatementRow> + use<'a> {
+        let rows: &[StatementRow] = self.statements.map_or(&[], |line| &line.statements);
+        rows.iter()
+    }
+
+    /// Connections used in the window.
+    pub fn connections(&self) -> impl Iterator<Item = &'a ConnectionRow> + use<'a> {
+        let rows: &[ConnectionRow] = self.connections.map_or(&[], |line| &line.connections);
+        rows.iter()
     }
 
     /// Rows of system calls, none where they were not counted.

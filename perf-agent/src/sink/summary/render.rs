@@ -40,19 +40,20 @@ fn top_finding(state: &State) -> Option<(&ProcessSum, &FindingSum)> {
     all.max_by(|a, b| a.1.score().total_cmp(&b.1.score()))
 }
 
-/// What a category's time is called, and which classes it is in.
-fn phrase(category: &str) -> (&'static str, &'static [&'static str]) {
-    match category {
+/// What a category's time is called, and which classes it is in; `None` where it is not a part of the
+/// threads' time.
+fn phrase(category: &str) -> Option<(&'static str, &'static [&'static str])> {
+    Some(match category {
         "cpu_bound" => ("computing", &["cpu.user", "cpu.kernel"]),
         "run_queue" => ("waiting for a CPU", &["runq"]),
         "lock_contention" => ("waiting for a lock", &["lock"]),
         "disk_wait" => ("waiting for the disk", &["disk"]),
         "page_faults" => ("in page faults", &["fault"]),
-        "network_wait" => ("waiting for a peer", &["net."]),
+        "network_wait" | "chatty" => ("waiting for a peer", &["net."]),
         "syscall_storm" | "error_storm" => ("in the kernel", &["cpu.kernel"]),
         "sleep_poll" => ("asleep or waking up for nothing", &["timer"]),
-        _ => ("", &[]),
-    }
+        _ => return None,
+    })
 }
 
 fn time_in(process: &ProcessSum, classes: &[&str]) -> u64 {
@@ -72,20 +73,22 @@ fn named(process: &ProcessSum) -> String {
 /// The first line: the top finding in words, or where the time went.
 fn answer(state: &State) -> Vec<Span> {
     if let Some((process, finding)) = top_finding(state) {
-        let (doing, classes) = phrase(&finding.peak.category);
         let bound = finding.bound_ns_per_s(state.wall_ns);
+        let gain = format!("; a fix gains at most {}", units::duration_per_s(bound));
+        let name = (Style::Bold, named(process));
+        let Some((doing, classes)) = phrase(&finding.peak.category) else {
+            let title = (Style::Bold, finding.peak.title.clone());
+            return vec![name, plain(": "), title, plain(gain)];
+        };
         return vec![
-            (Style::Bold, named(process)),
+            name,
             plain(format!(
                 ": {} of {} thread time {doing} — ",
                 units::percent(time_in(process, classes), process.lifetime_ns),
                 units::duration(process.lifetime_ns),
             )),
             (Style::Bold, finding.peak.subject.clone()),
-            plain(format!(
-                "; a fix gains at most {}",
-                units::duration_per_s(bound)
-            )),
+            plain(gain),
         ];
     }
     let Some(process) = state.ranked().first().copied() else {

@@ -1,0 +1,135 @@
+//! A cache that is asked for what it does not have.
+//!
+//! Seen: look-ups that found something and those that found nothing, as Redis and memcached answer
+//! them; at the client and at the server.
+//!
+//! Threshold: a hundred look-ups a second, more than half of which find nothing. A cache that pays has
+//! a ratio of 0.8 and more; between the two lie caches of large sets that still save work.
+//!
+//! Bound: the time of the look-ups in vain. What it costs to get the value elsewhere is more, and not
+//! known; the finding is told for that even where the bound is little.
+//!
+//! Cannot be known: whether it is used as a cache. Locks, counters, queues and "have I seen this?" find
+//! nothing in good health.
+
+use std::collections::BTreeMap;
+
+use super::statements::{self, Ends, asking, in_hand_ns, is_client, shown, working};
+use super::view::{View, ratio};
+use super::{Candidate, evidence};
+use crate::model::{Level, StatementRow};
+use crate::sink::units;
+
+const MIN_PER_S: u64 = 100;
+const MIN_RATIO: f64 = 0.50;
+/// Below this it hardly ever helps.
+const HOPELESS_RATIO: f64 = 0.10;
+
+pub fn find(view: &View) -> Vec<Candidate> {
+    let mut peers: BTreeMap<Ends, Vec<&StatementRow>> = BTreeMap::new();
+    for row in view.statements().filter(|row| row.hits + row.misses > 0) {
+        peers
+            .entry((&row.role, &row.protocol, &row.peer))
+            .or_default()
+            .push(row);
+    }
+    let peers = peers.into_iter();
+    peers
+        .filter_map(|(ends, rows)| candidate(view, ends, &rows))
+        .collect()
+}
+
+fn candidate(view: &View, ends: Ends, rows: &[&StatementRow]) -> Option<Candidate> {
+    let hits: u64 = rows.iter().map(|row| row.hits).sum();
+    let misses: u64 = rows.iter().map(|row| row.misses).sum();
+    let hit_ratio = ratio(hits, hits + misses);
+    if view.per_s(hits + misses) < MIN_PER_S || hit_ratio >= MIN_RATIO {
+        return None;
+    }
+    let client = is_client(ends.0);
+    let in_vain =
+        |row: &&StatementRow| in_hand_ns(row) as f64 * ratio(row.misses, row.hits + row.misses);
+    let bound_ns = rows.iter().map(in_vain).sum::<f64>() as u64;
+    let stake = if client { asking } else { working };
+    let mut found = statements::between(view, ends, bound_ns, stake);
+    found.always = Some(match hit_ratio {
+        r if r < HOPELESS_RATIO => Level::Medium,
+        _ => Level::Low,
+    });
+    found.confidence = 0.6;
+    let worst = rows.iter().max_by_key(|row| row.misses)?;
+    found.title = format!(
+        "{:.0} % of the look-ups {} {} find something: {} of {} a second find nothing, most in `{}`",
+        hit_ratio * 100.0,
+        if client { "in" } else { "of" },
+        found.subject,
+        units::count(view.per_s(misses)),
+        units::count(view.per_s(hits + misses)),
+        shown(&worst.text),
+    );
+    found.evidence = vec![
+        evidence("hit_ratio", hit_ratio, "ratio", hits + misses),
+        evidence("hits", view.per_s(hits) as f64, "1/s", hits),
+        evidence("misses", view.per_s(misses) as f64, "1/s", misses),
+        evidence(
+            "time_in_vain",
+            view.per_s(found.bound_ns) as f64,
+            "ns/s",
+            misses,
+        ),
+    ];
+    found.recommendations = [
+        "Compare the keys that are asked for with those that are set: another prefix, another version, set too late",
+        "Look at expiry and eviction (INFO stats, stats): values may be gone before they are asked for",
+        "Keep \"there is none\" as a value too, where that is asked for again and again",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::DATABASE_SPECIALIST;
+    use crate::fixtures::{asked, asking_report};
+    use crate::model::ProcessReport;
+
+    fn looking_up(hits: u64, misses: u64) -> ProcessReport {
+        let get = StatementRow {
+            protocol: "redis".into(),
+            peer: "10.0.0.9:6379".into(),
+            hits,
+            misses,
+            ..asked("GET user#1", hits + misses, 100_000)
+        };
+        asking_report(500_000_000, vec![get, asked("SELECT ?", 1, 1)])
+    }
+
+    #[test]
+    fn a_cache_that_does_not_have_it_is_found() {
+        let report = looking_up(500, 1_500);
+        let found = find(&View::new(&report));
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].bound_ns, 150_000_000);
+        assert_eq!(found[0].area, "caching");
+        assert_eq!(found[0].delegate, DATABASE_SPECIALIST);
+        assert_eq!(found[0].always, Some(Level::Low));
+        assert_eq!(
+            found[0].title,
+            "25 % of the look-ups in Redis at 10.0.0.9:6379 find something: 1,500 of 2,000 a second \
+             find nothing, most in `GET user#1`"
+        );
+        assert_eq!(
+            find(&View::new(&looking_up(50, 1_950)))[0].always,
+            Some(Level::Medium)
+        );
+    }
+
+    #[test]
+    fn a_cache_that_has_it_gives_nothing() {
+        assert!(find(&View::new(&looking_up(2_000, 0))).is_empty());
+        assert!(find(&View::new(&looking_up(1_000, 1_000))).is_empty());
+        assert!(find(&View::new(&looking_up(0, 99))).is_empty());
+    }
+}

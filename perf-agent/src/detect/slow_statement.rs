@@ -1,0 +1,206 @@
+//! Statements that take long: their 95th percentile is over the target, or they take much of the wall
+//! time.
+//!
+//! Seen: latencies by shape, as the target waited for them (client) or took for them (server).
+//!
+//! Thresholds: a 95th percentile of 200 ms, from which people feel a wait; or a quarter of the wall
+//! time with a median of 1 ms, for below that a statement is asked often rather than slow. For the
+//! second reason alone the impact stays low, medium from a median of 10 ms: a server whose clients do
+//! nothing but ask is busy with something, whatever it is.
+//!
+//! Bound: all of its time, without what it spent behind other requests of its connection, and no more
+//! than the threads had: a client waits and works, a server has its lifetime.
+//!
+//! Cannot be known: whether a statement that takes long does so on purpose (a sleep, a long poll, a
+//! report at night). Commands that wait for events are left out by name.
+
+use super::statements::{
+    self, asking, in_hand_ns, is_client, is_judged, living, other_end, service, shown,
+};
+use super::view::{View, mean, ratio};
+use super::{Candidate, evidence, n_plus_one};
+use crate::model::{Level, StatementRow};
+use crate::sink::units;
+
+/// From this 95th percentile a statement is slow.
+const TARGET_P95_NS: u64 = 200_000_000;
+/// With this share of the wall time, and this median, it is worth a look.
+const MIN_WALL_SHARE: f64 = 0.25;
+const MIN_MEDIAN_NS: u64 = 1_000_000;
+/// From this median, then, it may matter more than a little.
+const SLOW_MEDIAN_NS: u64 = 10_000_000;
+const MAX_FINDINGS: usize = 3;
+/// Exchanges from which a 95th percentile is not just the largest value.
+const ENOUGH: u64 = 20;
+/// Two or three may be chance.
+const SOME: u64 = 3;
+
+pub fn find(view: &View) -> Vec<Candidate> {
+    let rows = view.statements().filter(|row| is_judged(row));
+    let found = rows.filter_map(|row| {
+        let over_target = row.latency.p95_ns >= TARGET_P95_NS;
+        (over_target || takes_much(view, row)).then(|| candidate(view, row, over_target))
+    });
+    statements::largest(found.collect(), MAX_FINDINGS)
+}
+
+fn takes_much(view: &View, row: &StatementRow) -> bool {
+    ratio(in_hand_ns(row), view.wall_ns()) >= MIN_WALL_SHARE
+        && row.latency.p50_ns >= MIN_MEDIAN_NS
+        && !n_plus_one::is_run(view, row)
+}
+
+fn candidate(view: &View, row: &StatementRow, over_target: bool) -> Candidate {
+    let client = is_client(&row.role);
+    let stake = if client { asking } else { living };
+    let mut found = statements::about(view, row, in_hand_ns(row), stake);
+    found.peer = client.then(|| row.peer.clone());
+    found.confidence = match row.count {
+        n if n >= ENOUGH => 0.85,
+        n if n >= SOME => 0.7,
+        _ => 0.5,
+    };
+    if over_target && row.count >= SOME {
+        found.always = Some(Level::Low);
+    }
+    if !over_target {
+        found.confidence -= 0.15;
+        found.impact_cap = match row.latency.p50_ns {
+            ns if ns >= SLOW_MEDIAN_NS => Level::Medium,
+            _ => Level::Low,
+        };
+    }
+    let latency = &row.latency;
+    let (what, ns) = match over_target {
+        true => ("95th percentile", latency.p95_ns),
+        false => ("median", latency.p50_ns),
+    };
+    found.title = format!(
+        "`{}` takes {} ({what}) {} {}: {} times a second, {:.0} % of wall time",
+        shown(&row.text),
+        units::duration(ns),
+        if client { "on" } else { "for" },
+        other_end(&row.role, &row.protocol, &row.peer),
+        units::rate(row.count as f64 * 1e9 / view.wall_ns().max(1) as f64),
+        ratio(in_hand_ns(row), view.wall_ns()) * 100.0,
+    );
+    let n = latency.count;
+    let queued = ratio(row.queued.sum_ns, latency.sum_ns);
+    let first_byte = mean(row.first_byte.sum_ns, row.first_byte.count);
+    found.evidence = vec![
+        evidence("p95", latency.p95_ns as f64, "ns", n),
+        evidence("median", latency.p50_ns as f64, "ns", n),
+        evidence("max", latency.max_ns as f64, "ns", n),
+        evidence("time", view.per_s(in_hand_ns(row)) as f64, "ns/s", n),
+        evidence("rate", view.per_s(row.count) as f64, "1/s", n),
+        evidence("mean_first_byte", first_byte as f64, "ns", n),
+        evidence("share_queued", queued, "ratio", n),
+    ];
+    found.recommendations = recommendations(row, client);
+    found
+}
+
+fn recommendations(row: &StatementRow, client: bool) -> Vec<String> {
+    let mut out = Vec::new();
+    let area = service(&row.protocol).map_or("", |service| service.area);
+    let commits = ["COMMIT", "END"].iter().any(|s| row.text.starts_with(s));
+    if statements::is_pipelined(row) {
+        out.push("Much of it is spent behind other requests of the same connection: use more connections, or look at those requests");
+    }
+    if row.first_byte.sum_ns < row.latency.sum_ns / 2 {
+        out.push("Most of it is between the answer's first byte and its last: fetch fewer rows and columns, in pages");
+    }
+    match area {
+        _ if commits => {
+            out.push("A commit waits for the log to be on disk: commit more work at once, or look at the log's device");
+        }
+        super::services::DATABASE => {
+            out.push("Look at its plan (EXPLAIN): a missing index, rows read and thrown away, a wait for a lock held by another transaction");
+            out.push("Fetch less, or keep the result where it is asked for again and again");
+        }
+        super::services::CACHING => {
+            out.push("Look for large values and for commands that walk over many keys (KEYS, SMEMBERS, LRANGE of all)");
+        }
+        _ => out.push("Look at what the peer does with the time: trace it as well"),
+    }
+    if client && super::services::is_local(&row.peer) {
+        out.push("The server runs on this host: trace it as well, with a -p of its own");
+    }
+    out.into_iter().map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::detect::DATABASE_SPECIALIST;
+    use crate::fixtures::{asked, asking_report, report, thread};
+
+    const REPORT: &str = "SELECT sum(amount) FROM orders";
+
+    #[test]
+    fn a_statement_over_the_target_is_found_with_all_of_its_time() {
+        let slow = asked(REPORT, 3, 300_000_000);
+        let report = asking_report(920_000_000, vec![slow, asked("SELECT ?", 10, 1_000_000)]);
+        let found = find(&View::new(&report));
+        let [found] = &found[..] else {
+            panic!("{} findings", found.len());
+        };
+        assert_eq!(found.bound_ns, 900_000_000);
+        assert_eq!(found.delegate, DATABASE_SPECIALIST);
+        assert_eq!(found.impact_cap, Level::High);
+        assert_eq!(found.always, Some(Level::Low));
+        assert_eq!(
+            found.title,
+            "`SELECT sum(amount) FROM orders` takes 300 ms (95th percentile) on PostgreSQL at \
+             10.0.0.9:5432: 3.00 times a second, 90 % of wall time"
+        );
+    }
+
+    #[test]
+    fn the_target_is_the_95th_percentile() {
+        let with = |p95_ns| {
+            let mut row = asked(REPORT, 100, 1_000_000);
+            row.latency.p95_ns = p95_ns;
+            find(&View::new(&asking_report(100_000_000, vec![row]))).len()
+        };
+        assert_eq!((with(199_999_999), with(200_000_000)), (0, 1));
+    }
+
+    #[test]
+    fn much_of_the_wall_time_is_a_lesser_reason() {
+        let with = |count, ns| {
+            let report = asking_report(900_000_000, vec![asked(REPORT, count, ns)]);
+            find(&View::new(&report)).first().map(|f| f.impact_cap)
+        };
+        assert_eq!(with(400, 2_000_000), Some(Level::Low));
+        assert_eq!(with(40, 20_000_000), Some(Level::Medium));
+        // Asked often, and quick.
+        assert_eq!(with(10_000, 80_000), None);
+        // Slow, and asked seldom.
+        assert_eq!(with(10, 20_000_000), None);
+    }
+
+    #[test]
+    fn waiting_for_an_event_is_not_slow() {
+        let mut row = asked("BLPOP queue#1", 1, 900_000_000);
+        row.protocol = "redis".into();
+        assert!(find(&View::new(&asking_report(900_000_000, vec![row]))).is_empty());
+    }
+
+    #[test]
+    fn a_servers_time_is_all_it_had_locks_of_its_own_included() {
+        let mut row = asked("UPDATE stock SET n = ? WHERE id = ?", 2, 450_000_000);
+        row.role = "server".into();
+        row.peer = "10.0.0.7".into();
+        let mut report = report("postgres", vec![thread(1, &[("idle", 1_000_000_000)])]);
+        report.statements = asking_report(0, vec![row]).statements;
+        let found = find(&View::new(&report));
+        assert_eq!(found[0].bound_ns, 900_000_000);
+        assert_eq!(found[0].peer, None);
+        assert!(
+            found[0]
+                .title
+                .contains(" for PostgreSQL clients at 10.0.0.7")
+        );
+    }
+}
