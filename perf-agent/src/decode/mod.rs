@@ -15,6 +15,7 @@ pub mod framing;
 mod http;
 pub mod http2;
 pub mod kafka;
+mod key_texts;
 pub mod keys;
 pub mod lane;
 mod lexer;

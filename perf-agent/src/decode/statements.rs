@@ -48,10 +48,10 @@ impl Times {
         })
     }
 
-    fn add(&mut self, ns: u64) {
+    fn add(&mut self, ns: u64, times: u32) {
         // Grows as needed, and has room for every u64: it cannot refuse.
-        let _ = self.histogram.record(ns);
-        self.sum_ns += ns;
+        let _ = self.histogram.record_n(ns, times);
+        self.sum_ns += ns * u64::from(times);
         self.max_ns = self.max_ns.max(ns);
     }
 
@@ -83,6 +83,18 @@ struct Statement {
     led_by: Option<TextId>,
 }
 
+/// Whether two exchanges differ in nothing but what they found. Where clocks say that they ended before
+/// they began, a run might end between them.
+fn are_alike(a: &Exchange, b: &Exchange) -> bool {
+    a.text == b.text
+        && a.started_ns == b.started_ns
+        && a.first_byte_ns == b.first_byte_ns
+        && a.last_byte_ns == b.last_byte_ns
+        && a.queued_ns == b.queued_ns
+        && a.error == b.error
+        && a.started_ns <= a.last_byte_ns
+}
+
 /// The statements of a window.
 #[derive(Default)]
 pub struct Statements {
@@ -102,23 +114,28 @@ impl Statements {
         key_of: impl Fn(TextId) -> Key,
         exchanges: &[Exchange],
     ) {
-        for exchange in exchanges {
-            conversation.exchanges += 1;
+        // Answers to a pipeline come in one piece and take the same time, all but the first: one
+        // entry for all of them, where sixteen took a third of the time of their decoding.
+        for alike in exchanges.chunk_by(are_alike) {
+            let (exchange, times) = (&alike[0], alike.len() as u32);
+            conversation.exchanges += u64::from(times);
             let Some(place) = self.place(conversation, &key_of, exchange.text) else {
-                self.dropped += 1;
+                self.dropped += u64::from(times);
                 continue;
             };
             let row = &mut self.rows[place];
-            row.latency.add(exchange.latency_ns());
-            row.first_byte
-                .add(exchange.first_byte_ns.saturating_sub(exchange.started_ns));
-            row.queued.add(exchange.queued_ns);
+            row.latency.add(exchange.latency_ns(), times);
+            let first_byte_ns = exchange.first_byte_ns.saturating_sub(exchange.started_ns);
+            row.first_byte.add(first_byte_ns, times);
+            row.queued.add(exchange.queued_ns, times);
             if let Some(error) = exchange.error {
-                *row.errors.entry(error).or_default() += 1;
+                *row.errors.entry(error).or_default() += u64::from(times);
             }
-            row.hits += u64::from(exchange.hits);
-            row.misses += u64::from(exchange.misses);
-            self.run(conversation, &key_of, exchange);
+            for exchange in alike {
+                row.hits += u64::from(exchange.hits);
+                row.misses += u64::from(exchange.misses);
+            }
+            self.run(conversation, &key_of, exchange, times);
         }
     }
 
@@ -176,24 +193,26 @@ impl Statements {
         Some(place)
     }
 
-    /// Follows runs of one text: many small statements where one would do.
+    /// Follows runs of one text, here of so many exchanges that are alike: many small statements
+    /// where one would do.
     fn run(
         &mut self,
         conversation: &mut Conversation,
         key_of: &impl Fn(TextId) -> Key,
         exchange: &Exchange,
+        times: u32,
     ) {
         let run = conversation.run;
         let goes_on = run.text == Some(exchange.text)
             && exchange.started_ns.saturating_sub(run.last_ns) < RUN_PAUSE_NS;
         if goes_on {
-            conversation.run.length += 1;
+            conversation.run.length += u64::from(times);
         } else {
             self.end_run(conversation, key_of);
             let pause = exchange.started_ns.saturating_sub(run.last_ns) >= RUN_PAUSE_NS;
             conversation.run = Run {
                 text: Some(exchange.text),
-                length: 1,
+                length: times.into(),
                 // What came before a pause was other work.
                 led_by: if pause { None } else { run.text },
                 last_ns: 0,
