@@ -12,6 +12,7 @@ pub mod connections;
 pub mod conversation;
 pub mod correlated;
 pub mod framing;
+mod gathered;
 mod http;
 pub mod http2;
 pub mod kafka;
