@@ -29,9 +29,10 @@ impl Gathered {
         let Some(conversation) = conversation else {
             return;
         };
-        for (at_ns, state) in output.transactions.drain(..) {
+        if let Some((at_ns, state)) = output.transactions.last() {
             conversation.idle_in_transaction_since_ns =
-                (state != Transaction::Idle).then_some(at_ns);
+                (*state != Transaction::Idle).then_some(*at_ns);
+            output.transactions.clear();
         }
         if output.exchanges.is_empty() {
             return;

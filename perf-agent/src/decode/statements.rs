@@ -299,3 +299,88 @@ impl Statements {
         facts
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::decode::{Joined, Options};
+
+    fn exchange(
+        (text, started_ns, took, first, queued, error): (u32, u64, i64, u64, u64, bool),
+    ) -> Exchange {
+        let last_byte_ns = started_ns.saturating_add_signed(took);
+        Exchange {
+            text: TextId(text),
+            started_ns,
+            first_byte_ns: last_byte_ns.saturating_sub(first),
+            last_byte_ns,
+            queued_ns: queued,
+            error: error.then_some(TextId(3)),
+            hits: queued as u32,
+            misses: 1,
+        }
+    }
+
+    /// What a window tells of exchanges that come in parts of these lengths.
+    fn window(exchanges: &[Exchange], part: usize) -> String {
+        let (mut statements, output) = (Statements::default(), Output::new(Options::default()));
+        let mut conversation = Conversation::new(true, Joined::AtStart);
+        let key = |text| Key {
+            tgid: 1,
+            protocol: Protocol::Redis,
+            client: true,
+            peer: 0,
+            text,
+        };
+        for part in exchanges.chunks(part) {
+            statements.add(&mut conversation, key, part);
+        }
+        assert_eq!(conversation.exchanges, exchanges.len() as u64);
+        let facts = statements.window(&output, |_| String::new());
+        // One text has one row; the test's own sum is the truth of its count.
+        let count: u64 = facts.iter().map(|f| f.latency.count).sum();
+        assert_eq!(count, exchanges.len() as u64);
+        format!("{facts:?}")
+    }
+
+    proptest! {
+        #[test]
+        fn exchanges_that_are_alike_count_as_if_they_came_one_by_one(
+            exchanges in proptest::collection::vec(
+                (0u32..3, prop_oneof![Just(5u64), Just(7_000_000_000u64)], prop_oneof![
+                    Just(1000i64), Just(-6_000_000_000i64),
+                ], 0u64..2, 0u64..2, any::<bool>()),
+                1..60,
+            ),
+        ) {
+            let exchanges: Vec<Exchange> = exchanges.into_iter().map(exchange).collect();
+            let one_by_one = window(&exchanges, 1);
+            prop_assert_eq!(window(&exchanges, exchanges.len()), one_by_one.clone());
+            prop_assert_eq!(window(&exchanges, 7), one_by_one);
+        }
+
+        #[test]
+        fn times_are_those_of_a_histogram_that_takes_each(
+            values in proptest::collection::vec((0u64..4, prop_oneof![0u64..3, any::<u32>().prop_map(u64::from)]), 1..60),
+        ) {
+            let mut times = Times::new().unwrap();
+            let mut histogram = Histogram::<u32>::new(2).unwrap();
+            histogram.auto(true);
+            for (n, ns) in &values {
+                times.add(*ns, *n as u32);
+                (0..*n).for_each(|_| histogram.record(*ns).unwrap());
+            }
+            let added = values.iter().filter(|(n, _)| *n > 0);
+            let max_ns = added.map(|(_, ns)| *ns).max().unwrap_or(0);
+            let summary = times.summary();
+            prop_assert_eq!(summary.count, histogram.len());
+            prop_assert_eq!(summary.sum_ns, values.iter().map(|(n, ns)| n * ns).sum::<u64>());
+            prop_assert_eq!(summary.max_ns, max_ns);
+            for (q, told) in [(0.5, summary.p50_ns), (0.9, summary.p90_ns), (0.95, summary.p95_ns), (0.99, summary.p99_ns)] {
+                prop_assert_eq!(told, histogram.value_at_quantile(q).min(max_ns));
+            }
+        }
+    }
+}

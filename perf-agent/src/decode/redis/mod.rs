@@ -26,6 +26,8 @@ mod replies;
 mod requests;
 
 #[cfg(test)]
+mod paths;
+#[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;

@@ -148,7 +148,12 @@ impl Requests {
     /// A command whose arguments lie whole in `rest`, taken off its front without the lexer: nearly all
     /// do, and it halves what reading them costs. `None`, with nothing taken, for all others and for
     /// commands that have more about them than a name and a key.
-    fn whole(&mut self, at_ns: u64, rest: &mut &[u8], output: &mut Output) -> Option<Request> {
+    pub(super) fn whole(
+        &mut self,
+        at_ns: u64,
+        rest: &mut &[u8],
+        output: &mut Output,
+    ) -> Option<Request> {
         let (count, mut after) = number(b'*', rest)?;
         let arguments = count.checked_sub(1)?;
         let (index, command) = self.last.command(body(&mut after)?)?;
