@@ -38,8 +38,11 @@ fn exchange(
 
 /// Writes a number of seven digits into a key.
 fn number(n: u32, at: usize, bytes: &mut [u8]) {
-    let digits = format!("{:07}", n % 10_000_000);
-    bytes[at..at + 7].copy_from_slice(digits.as_bytes());
+    let mut n = n;
+    for digit in bytes[at..at + 7].iter_mut().rev() {
+        *digit = b'0' + (n % 10) as u8;
+        n /= 10;
+    }
 }
 
 fn redis(c: &mut Criterion) {
@@ -52,6 +55,26 @@ fn redis(c: &mut Criterion) {
     let patch = |n: u32, request: &mut [u8], _: &mut [u8]| number(n, 27, request);
     let name = (Protocol::Redis, "redis set");
     exchange(c, name, [b"", b""], [set, b"+OK\r\n".to_vec()], patch);
+}
+
+/// A pipeline of sixteen GETs in one piece, answered in one piece.
+fn redis_pipeline(c: &mut Criterion) {
+    let mut request = b"*2\r\n$3\r\nGET\r\n$16\r\nkey:000000000000\r\n".repeat(16);
+    let (length, answer) = (request.len() / 16, b"$3\r\nxxx\r\n".repeat(16));
+    let (mut decoder, mut output) = (decoder(Protocol::Redis), Output::new(Options::default()));
+    let mut n = 1u32;
+    c.bench_function("redis get, 16 in a pipeline", |b| {
+        b.iter(|| {
+            for at in 0..16 {
+                n = n.wrapping_add(1);
+                number(n, at * length + 27, &mut request);
+            }
+            decoder.bytes(Direction::Request, n.into(), &request, &mut output);
+            decoder.bytes(Direction::Response, n.into(), &answer, &mut output);
+            assert_eq!(output.exchanges.len(), 16, "{:?}", output.anomalies);
+            output.exchanges.clear();
+        });
+    });
 }
 
 fn memcached(c: &mut Criterion) {
@@ -152,5 +175,14 @@ fn http2(c: &mut Criterion) {
     exchange(c, name, opening, [request.to_vec(), answer.to_vec()], patch);
 }
 
-criterion_group!(benches, redis, memcached, http, mongodb, kafka, http2);
+criterion_group!(
+    benches,
+    redis,
+    redis_pipeline,
+    memcached,
+    http,
+    mongodb,
+    kafka,
+    http2
+);
 criterion_main!(benches);

@@ -16,9 +16,9 @@ use perf_ebpf_common::{
 use rustc_hash::FxHashMap;
 
 use super::{
-    Joined, Options, Output, Protocol, Transaction,
+    Joined, Options, Output, Protocol,
     conversation::{Captured, Conversation},
-    statements::{Key, Statements},
+    gathered::Gathered,
 };
 use crate::drain::{ConnectionFact, StatementFact, TrafficFact};
 
@@ -53,7 +53,7 @@ struct Known {
 /// See the module.
 pub struct Connections {
     output: Output,
-    statements: Statements,
+    gathered: Gathered,
     known: FxHashMap<u64, Known>,
     /// Connections that were there before the trace, by [`Connection::id`].
     preexisting: HashSet<u64>,
@@ -62,10 +62,19 @@ pub struct Connections {
     unix: HashMap<u64, String>,
     /// Connections whose protocol became known, with its ledger class.
     found: Vec<(u64, u8)>,
-    traffic: TrafficFact,
     tls_bytes: u64,
     /// When OpenSSL was probed last: plaintext of older connections has no beginning.
     tls_since_ns: u64,
+}
+
+/// What became of a record of the data ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    Read,
+    /// Its connection is not described yet: held until it is.
+    Held,
+    /// It is no such record.
+    Refused,
 }
 
 /// What a window's connections came to.
@@ -93,14 +102,13 @@ impl Connections {
     pub fn new(options: Options) -> Connections {
         Connections {
             output: Output::new(options),
-            statements: Statements::default(),
+            gathered: Gathered::default(),
             known: FxHashMap::default(),
             preexisting: HashSet::new(),
             peers: Vec::new(),
             peer_places: HashMap::new(),
             unix: HashMap::new(),
             found: Vec::new(),
-            traffic: TrafficFact::default(),
             tls_bytes: 0,
             tls_since_ns: 0,
         }
@@ -123,16 +131,16 @@ impl Connections {
 
     /// A connection was described.
     pub fn met(&mut self, connection: &Connection) {
-        let (age_new, peer) = (
-            !self.preexisting.contains(&connection.id),
-            self.peer_place(connection),
-        );
-        let known = self.known.entry(connection.id).or_insert_with(Known::new);
-        let first = known.meta.is_none();
-        known.meta = Some(*connection);
-        if !first {
+        if let Some(known) = self.known.get_mut(&connection.id)
+            && let Some(meta) = &mut known.meta
+        {
+            *meta = *connection;
             return;
         }
+        let age_new = !self.preexisting.contains(&connection.id);
+        let peer = self.peer_place(connection);
+        let known = self.known.entry(connection.id).or_insert_with(Known::new);
+        known.meta = Some(*connection);
         known.age_new = age_new;
         known.peer = peer;
         known.tgid = connection.tgid;
@@ -162,31 +170,21 @@ impl Connections {
         self.gather(connection.id);
     }
 
-    /// Whether a connection was described; data of others is held.
-    pub fn knows(&self, data: &[u8]) -> bool {
-        SocketData::from_bytes(data)
-            .is_some_and(|d| self.known.get(&d.id).is_some_and(|k| k.meta.is_some()))
-    }
-
-    /// Takes a record of the data ring; false where it is not one.
-    pub fn data(&mut self, record: &[u8]) -> bool {
+    /// Takes a record of the data ring.
+    pub fn data(&mut self, record: &[u8]) -> Taken {
         let Some(data) = SocketData::from_bytes(record) else {
-            return false;
+            return Taken::Refused;
         };
         let payload = &record[size_of::<SocketData>()..];
         let (captured, tail) = (usize::from(data.captured), usize::from(data.tail));
         let Some(payload) = payload.get(..captured + tail) else {
-            return false;
+            return Taken::Refused;
         };
-        let known = self.known.entry(data.id).or_insert_with(Known::new);
-        if known.meta.is_none() {
-            if known.early_bytes + record.len() <= MAX_UNMET_BYTES {
-                known.early_bytes += record.len();
-                known.early.push(record.to_vec());
-            }
-            return true;
-        }
-        self.traffic.bytes_seen += u64::from(data.bytes);
+        let Some(known) = self.known.get_mut(&data.id).filter(|k| k.meta.is_some()) else {
+            self.hold(data.id, record);
+            return Taken::Held;
+        };
+        self.gathered.traffic.bytes_seen += u64::from(data.bytes);
         known.tgid = data.tgid;
         if data.plaintext != 0 && !known.plaintext {
             known.plaintext = true;
@@ -205,10 +203,10 @@ impl Connections {
         } else if known.plaintext && data.plaintext == 0 {
             // Handshake and alerts; what read and write calls move comes as plaintext instead.
             self.tls_bytes += u64::from(data.bytes);
-            return true;
+            return Taken::Read;
         }
         let Some(conversation) = &mut known.conversation else {
-            return true;
+            return Taken::Read;
         };
         let before = conversation.protocol();
         let piece = Captured {
@@ -229,47 +227,26 @@ impl Connections {
         {
             self.found.push((data.id, class_of(protocol)));
         }
-        self.gather(data.id);
-        true
+        let of = (known.tgid, known.peer);
+        self.gathered.take(Some(conversation), of, &mut self.output);
+        Taken::Read
+    }
+
+    /// Keeps a record until its connection is described.
+    fn hold(&mut self, id: u64, record: &[u8]) {
+        let known = self.known.entry(id).or_insert_with(Known::new);
+        if known.early_bytes + record.len() <= MAX_UNMET_BYTES {
+            known.early_bytes += record.len();
+            known.early.push(record.to_vec());
+        }
     }
 
     /// Takes what a decoder just gave into the window.
     fn gather(&mut self, id: u64) {
-        let output = &mut self.output;
-        for (what, n) in output.anomalies.drain(..) {
-            *self
-                .traffic
-                .anomalies
-                .entry(what.name().to_owned())
-                .or_default() += n;
+        if let Some(known) = self.known.get_mut(&id) {
+            let (conversation, of) = (known.conversation.as_mut(), (known.tgid, known.peer));
+            self.gathered.take(conversation, of, &mut self.output);
         }
-        let Some(known) = self.known.get_mut(&id) else {
-            return;
-        };
-        let Some(conversation) = &mut known.conversation else {
-            return;
-        };
-        for (at_ns, state) in output.transactions.drain(..) {
-            conversation.idle_in_transaction_since_ns =
-                (state != Transaction::Idle).then_some(at_ns);
-        }
-        if output.exchanges.is_empty() {
-            return;
-        }
-        let (tgid, client, peer) = (known.tgid, conversation.is_client(), known.peer);
-        let Some(protocol) = conversation.protocol() else {
-            output.exchanges.clear();
-            return;
-        };
-        let key = |text| Key {
-            tgid,
-            protocol,
-            client,
-            peer,
-            text,
-        };
-        self.statements.add(conversation, key, &output.exchanges);
-        output.exchanges.clear();
     }
 
     /// Connections whose protocol became known since the last call: id and ledger class.
@@ -306,10 +283,11 @@ impl Connections {
             !k.closed && k.missing < FORGET_AFTER
         });
         let decoded = std::mem::take(&mut self.output.decoded);
-        self.traffic.bytes_decoded = decoded[0] + decoded[1];
-        self.traffic.bytes_encrypted = std::mem::take(&mut self.tls_bytes);
-        self.traffic.connections = rows.len() as u64;
-        self.traffic.statements_dropped = std::mem::take(&mut self.statements.dropped);
+        self.gathered.traffic.bytes_decoded = decoded[0] + decoded[1];
+        self.gathered.traffic.bytes_encrypted = std::mem::take(&mut self.tls_bytes);
+        self.gathered.traffic.connections = rows.len() as u64;
+        self.gathered.traffic.statements_dropped =
+            std::mem::take(&mut self.gathered.statements.dropped);
         rows.sort_by(|a, b| {
             (b.tx_bytes + b.rx_bytes, a.pid, &a.local, &a.peer, a.id).cmp(&(
                 a.tx_bytes + a.rx_bytes,
@@ -320,17 +298,17 @@ impl Connections {
             ))
         });
         for rest in rows.drain(MAX_SHOWN.min(rows.len())..) {
-            self.traffic.rest_connections += 1;
-            self.traffic.rest_bytes += rest.tx_bytes + rest.rx_bytes;
+            self.gathered.traffic.rest_connections += 1;
+            self.gathered.traffic.rest_bytes += rest.tx_bytes + rest.rx_bytes;
         }
         let peers = &self.peers;
-        let statements = self.statements.window(&self.output, |place| {
+        let statements = self.gathered.statements.window(&self.output, |place| {
             peers.get(place as usize).cloned().unwrap_or_default()
         });
         WindowFacts {
             connections: rows,
             statements,
-            traffic: std::mem::take(&mut self.traffic),
+            traffic: std::mem::take(&mut self.gathered.traffic),
         }
     }
 

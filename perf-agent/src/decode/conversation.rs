@@ -136,6 +136,7 @@ impl Conversation {
     }
 
     /// Takes a piece; what it completes is in `output`.
+    #[inline]
     pub fn take(&mut self, piece: &Captured, output: &mut Output) {
         let direction = if piece.sent == self.client {
             Direction::Request
@@ -219,6 +220,7 @@ impl Conversation {
         }
     }
 
+    #[inline(never)]
     fn gap(&mut self, direction: Direction, at_ns: u64, count: u64, output: &mut Output) {
         match &mut self.speaks {
             Speaks::Decoded(_, decoder) => decoder.gap(direction, at_ns, count, output),
@@ -230,6 +232,7 @@ impl Conversation {
         }
     }
 
+    #[cold]
     fn decide(&mut self, direction: Direction, at_ns: u64, bytes: &[u8], output: &mut Output) {
         let Speaks::Undecided { pieces, tries } = &mut self.speaks else {
             return;

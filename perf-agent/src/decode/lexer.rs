@@ -197,6 +197,28 @@ pub fn count(digits: &[u8]) -> Option<u64> {
     (value <= 1 << 40).then_some(value)
 }
 
+/// A line of `mark` and one to four digits that lies whole at the front of `bytes`: its number and
+/// what follows the line. `None` for all others, which are left to [`Lexer::next`].
+#[inline]
+pub fn number(mark: u8, bytes: &[u8]) -> Option<(usize, &[u8])> {
+    let (first, mut rest) = bytes.split_first()?;
+    if *first != mark {
+        return None;
+    }
+    let mut value = 0;
+    for digits in 0..=4 {
+        match rest {
+            [digit @ b'0'..=b'9', after @ ..] => {
+                value = value * 10 + usize::from(digit - b'0');
+                rest = after;
+            }
+            [b'\r', b'\n', after @ ..] if digits > 0 => return Some((value, after)),
+            _ => return None,
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

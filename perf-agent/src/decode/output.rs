@@ -5,14 +5,13 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
 };
 
-use super::Direction;
-use super::shapes::Shapes;
+use super::{Direction, key_texts::KeyTexts, keys, shapes::Shapes};
 
 /// Texts kept at one time; what is new past it shares one text.
 const MAX_TEXTS: usize = 16384;
 
 /// A text in [`Output`]: a statement's shape or an error's code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TextId(pub u32);
 
 /// The text of everything past [`MAX_TEXTS`].
@@ -107,6 +106,7 @@ pub struct Output {
     pub decoded: [u64; 2],
     /// Texts by the requests they were made of.
     pub shapes: Shapes,
+    key_texts: KeyTexts,
     texts: Vec<Box<str>>,
     ids: HashMap<Box<str>, TextId>,
     by_hash: HashMap<u64, TextId, BuildHasherDefault<Hashed>>,
@@ -141,6 +141,7 @@ impl Output {
             transactions: Vec::new(),
             decoded: [0; 2],
             shapes: Shapes::default(),
+            key_texts: KeyTexts::default(),
             texts: Vec::new(),
             ids: HashMap::new(),
             by_hash: HashMap::default(),
@@ -176,6 +177,21 @@ impl Output {
         if self.by_hash.len() < MAX_TEXTS {
             self.by_hash.insert(hash, id);
         }
+        id
+    }
+
+    /// As [`Output::shape`], for a request of which `of` is a hash of all but its key.
+    pub fn key_shape(
+        &mut self,
+        of: u64,
+        key: &[u8],
+        build: impl FnOnce(Options) -> String,
+    ) -> TextId {
+        if let Some(id) = self.key_texts.get(of, key) {
+            return id;
+        }
+        let id = self.shape(keys::mix(of, keys::fingerprint(key)), build);
+        self.key_texts.put(of, key, id);
         id
     }
 

@@ -27,7 +27,10 @@ use super::{
     slots::Slots,
 };
 use crate::{
-    decode::{self, connections::Connections},
+    decode::{
+        self,
+        connections::{Connections, Taken},
+    },
     kernel::{Kernel, LoadOptions, host, tables, unwind::UnwindMaps},
     signals::records::{self, Record},
     symbolize::Stacks,
@@ -272,14 +275,13 @@ impl Live {
             };
             taken += record.len();
             self.received += 1;
-            let known = self.connections.knows(&record);
-            if !self.connections.data(&record) {
-                self.undecodable += 1;
-            }
+            let what = self.connections.data(&record);
             drop(record);
-            if !known {
+            match what {
+                Taken::Read => {}
                 // Its description lies in the other ring.
-                self.poll_events();
+                Taken::Held => self.poll_events(),
+                Taken::Refused => self.undecodable += 1,
             }
         }
     }

@@ -140,6 +140,8 @@ pub struct Session {
     /// Execute, and whether what follows was never a statement of its own.
     failed: Option<(Option<TextId>, bool)>,
     pub statements: BTreeMap<u64, Statement>,
+    /// The last statement's name and its hash, 0 if there was none.
+    pub last_name: (Vec<u8>, u64),
     pub parse: Option<Begun>,
     pub unnamed_portal: Option<Portal>,
     pub portals: Vec<(u64, Portal)>,
@@ -174,6 +176,7 @@ impl Session {
             restarted: false,
             failed: None,
             statements: BTreeMap::new(),
+            last_name: (Vec::new(), 0),
             parse: None,
             unnamed_portal: None,
             portals: Vec::new(),
@@ -512,5 +515,6 @@ impl Session {
             + self.held.capacity() * size_of::<Held>()
             + self.statements.len() * size_of::<(u64, Statement)>()
             + self.portals.capacity() * size_of::<(u64, Portal)>()
+            + self.last_name.0.capacity()
     }
 }

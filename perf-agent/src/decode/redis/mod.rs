@@ -26,6 +26,8 @@ mod replies;
 mod requests;
 
 #[cfg(test)]
+mod paths;
+#[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
@@ -205,6 +207,12 @@ impl Redis {
     fn reply_bytes(&mut self, at_ns: u64, mut rest: &[u8], output: &mut Output) {
         while !self.stopped {
             let before = rest.len();
+            if let Some(facts) = self.replies.simple(&mut rest) {
+                self.sync.read(Direction::Response, before - rest.len());
+                self.replied(at_ns, at_ns, &facts, output);
+                self.sync.message(Direction::Response, output);
+                continue;
+            }
             let next = self.outstanding.next();
             let elements = next.is_some_and(|asked| asked.effect == Effect::Exec);
             let step = self.replies.next(at_ns, &mut rest, elements, output);

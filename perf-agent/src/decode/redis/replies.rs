@@ -4,7 +4,7 @@
 //! ends, so that a peer's claims cost no memory.
 
 use super::{
-    super::lexer::{Item, Lexer, count},
+    super::lexer::{Item, Lexer, count, number},
     super::{Output, TextId},
 };
 
@@ -92,6 +92,44 @@ impl Replies {
         self.lexer.gap(count)
     }
 
+    /// A short status, a number below 10,000, a string below 10,000 bytes or null that lies whole in
+    /// `rest`, at a reply's boundary; taken off its front. `None`, with nothing taken, for all others.
+    /// Most replies are such, and this takes a quarter of the time of [`Replies::next`].
+    #[inline]
+    pub fn simple(&self, rest: &mut &[u8]) -> Option<Facts> {
+        if self.begun {
+            return None;
+        }
+        let mut facts = Facts {
+            kind: *rest.first()?,
+            ..Facts::default()
+        };
+        match facts.kind {
+            b'$' => match rest.strip_prefix(b"$-1\r\n") {
+                Some(after) => (facts.null, *rest) = (true, after),
+                None => {
+                    let (length, after) = number(b'$', rest)?;
+                    let (body, end) = after.split_at_checked(length)?;
+                    *rest = end.strip_prefix(b"\r\n")?;
+                    facts.length = length as u64;
+                    facts.set_word(body);
+                }
+            },
+            b':' => {
+                let (value, after) = number(b':', rest)?;
+                (facts.integer, *rest) = (value as i64, after);
+            }
+            b'+' => {
+                let end = rest.iter().take(16).position(|b| *b == b'\n')?;
+                let (line, after) = rest.split_at(end + 1);
+                facts.set_word(line.strip_suffix(b"\r\n")?.get(1..)?);
+                *rest = after;
+            }
+            _ => return None,
+        }
+        Some(facts)
+    }
+
     /// Takes bytes off the front of `rest` up to the end of a reply, or with `elements` of one of
     /// its elements; None once they are used up.
     pub fn next(
@@ -104,6 +142,9 @@ impl Replies {
         loop {
             if !self.begun && !rest.is_empty() {
                 (self.begun, self.first_ns) = (true, at_ns);
+                // What is no reply and ends like one, such as an attribute without a length, tells
+                // nothing, and not what the reply before it did.
+                (self.tree.facts, self.tree.push) = (Facts::default(), false);
             }
             let ended = match self.lexer.next(rest)? {
                 Item::Broken => return Some(Step::Malformed),

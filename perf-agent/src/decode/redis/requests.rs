@@ -1,8 +1,8 @@
 //! Commands out of the stream of a client.
 
 use super::{
-    super::lexer::{Item, Lexer, count},
-    super::{Output, TextId, keys},
+    super::lexer::{Item, KEEP, Lexer, count, number},
+    super::{Options, Output, TextId, keys},
     commands::{Command, Effect, Key, Lookup, command, subcommand},
 };
 
@@ -51,6 +51,31 @@ pub struct Requests {
     open: Open,
     /// Arguments of the open command still to come, with its name.
     left: u64,
+    last: Last,
+}
+
+/// The command that [`Requests::whole`] read last, by its name as it was sent. Clients that pipeline
+/// send one again and again: looking it up each time costs a tenth of the decoding.
+#[derive(Default)]
+struct Last {
+    name: u64,
+    command: Option<(u16, &'static Command)>,
+}
+
+impl Last {
+    fn command(&mut self, name: &[u8]) -> Option<(u16, &'static Command)> {
+        if name.len() > 8 {
+            return command(name);
+        }
+        let word = keys::word(name);
+        if self.command.is_none() || self.name != word {
+            *self = Last {
+                name: word,
+                command: command(name),
+            };
+        }
+        self.command
+    }
 }
 
 /// The command that is being read.
@@ -58,7 +83,7 @@ pub struct Requests {
 struct Open {
     started_ns: u64,
     index: u32,
-    command: Option<(u16, Command)>,
+    command: Option<(u16, &'static Command)>,
     /// The subcommand's number from 1.
     sub: u16,
     /// Where the key is, once that is known.
@@ -88,6 +113,9 @@ impl Requests {
     /// Takes bytes off the front of `rest` up to the end of a command; None once they are used up.
     pub fn next(&mut self, at_ns: u64, rest: &mut &[u8], output: &mut Output) -> Option<Step> {
         if self.between() {
+            if let Some(request) = self.whole(at_ns, rest, output) {
+                return Some(Step::Request(request));
+            }
             self.open = Open {
                 started_ns: at_ns,
                 ..Open::default()
@@ -115,6 +143,49 @@ impl Requests {
                 }
             }
         }
+    }
+
+    /// A command whose arguments lie whole in `rest`, taken off its front without the lexer: nearly all
+    /// do, and it halves what reading them costs. `None`, with nothing taken, for all others and for
+    /// commands that have more about them than a name and a key.
+    pub(super) fn whole(
+        &mut self,
+        at_ns: u64,
+        rest: &mut &[u8],
+        output: &mut Output,
+    ) -> Option<Request> {
+        let (count, mut after) = number(b'*', rest)?;
+        let arguments = count.checked_sub(1)?;
+        let (index, command) = self.last.command(body(&mut after)?)?;
+        let key_at = match command.key {
+            Key::None => 0,
+            Key::At(at) => usize::from(at),
+            Key::AfterCount(_) | Key::AfterStreams => return None,
+        };
+        if command.effect != Effect::None {
+            return None;
+        }
+        let mut key = None;
+        for at in 1..=arguments {
+            let argument = body(&mut after)?;
+            if at == key_at {
+                key = Some(&argument[..argument.len().min(KEEP)]);
+            }
+        }
+        *rest = after;
+        let text = shape(of_command(index, 0), key, output, |options| match key {
+            Some(key) => format!("{} {}", command.name, keys::shown(key, options)),
+            None => command.name.to_owned(),
+        });
+        Some(Request {
+            text,
+            started_ns: at_ns,
+            lookup: command.lookup,
+            effect: command.effect,
+            arguments: arguments as u32,
+            reply: None,
+            acknowledges: false,
+        })
     }
 
     /// `count` bytes passed unseen. Returns whether the boundaries are still known.
@@ -245,14 +316,11 @@ impl Open {
     /// The text of the command with its key's pattern.
     fn name_shape(&self, key: Option<&[u8]>, output: &mut Output) -> TextId {
         let module = &self.module.0[..usize::from(self.module.1)];
-        let mut hash = match self.command {
-            Some((index, _)) => keys::mix(SHAPES, u64::from(index) << 16 | u64::from(self.sub)),
+        let of = match self.command {
+            Some((index, _)) => of_command(index, self.sub),
             None => keys::mix(SHAPES, keys::fingerprint(module)),
         };
-        if let Some(key) = key {
-            hash = keys::mix(hash, keys::fingerprint(key));
-        }
-        output.shape(hash, |options| {
+        shape(of, key, output, |options| {
             let mut text = match (self.command, module) {
                 (Some((_, command)), _) => command.name.to_owned(),
                 (None, []) => "(unknown command)".to_owned(),
@@ -269,6 +337,32 @@ impl Open {
             text
         })
     }
+}
+
+/// Hash of a command and its subcommand's number.
+fn of_command(index: u16, sub: u16) -> u64 {
+    keys::mix(SHAPES, u64::from(index) << 16 | u64::from(sub))
+}
+
+fn shape(
+    of: u64,
+    key: Option<&[u8]>,
+    output: &mut Output,
+    build: impl FnOnce(Options) -> String,
+) -> TextId {
+    match key {
+        Some(key) => output.key_shape(of, key, build),
+        None => output.shape(of, build),
+    }
+}
+
+/// A body with its length before it, taken off the front of `rest`.
+#[inline]
+fn body<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let (length, after) = number(b'$', rest)?;
+    let (body, after) = after.split_at_checked(length)?;
+    *rest = after.strip_prefix(b"\r\n")?;
+    Some(body)
 }
 
 fn reply_mode(bytes: &[u8]) -> Option<ReplyMode> {
