@@ -211,6 +211,7 @@ impl Connections {
             return true;
         };
         let before = conversation.protocol();
+        let decoded: u64 = self.output.decoded.iter().sum();
         let piece = Captured {
             sent: data.direction == direction::SENT,
             at_ns: data.header.at_ns,
@@ -222,7 +223,9 @@ impl Connections {
         };
         conversation.take(&piece, &mut self.output);
         if conversation.is_encrypted() {
-            self.tls_bytes += u64::from(data.bytes);
+            // What agreed on it was in the clear.
+            let clear = self.output.decoded.iter().sum::<u64>() - decoded;
+            self.tls_bytes += u64::from(data.bytes).saturating_sub(clear);
         }
         if let Some(protocol) = conversation.protocol()
             && before != Some(protocol)

@@ -114,9 +114,8 @@ pub trait Decoder {
     /// Requests that wait for (the rest of) their answer.
     fn in_flight(&self) -> usize;
 
-    /// Whether what follows is TLS: the protocol asked for it and the peer agreed.
-    /// The connection went over to TLS (or GSSAPI): what follows is not this decoder's, and was
-    /// counted as [`Anomaly::Unsupported`] once.
+    /// Whether what follows is TLS (or GSSAPI's encryption): the client asked for it and the server
+    /// agreed. It is not this decoder's any more.
     fn encrypted(&self) -> bool {
         false
     }

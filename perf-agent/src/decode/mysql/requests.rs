@@ -67,7 +67,6 @@ impl Session {
         let agreed = asked as u32 & self.offered;
         if agreed & capability::SSL != 0 && n == SSL_REQUEST {
             self.encrypted = true;
-            output.anomaly(Anomaly::Unsupported, 1);
             return true;
         }
         self.agreed = Some(agreed);
