@@ -14,6 +14,10 @@ use tempfile::TempDir;
 
 use crate::PATIENCE;
 
+mod nginx;
+
+pub use nginx::{Logged, Nginx};
+
 /// A server or a load, ended when dropped.
 pub struct Running {
     child: Child,
@@ -222,6 +226,11 @@ impl Mariadb {
     }
 }
 
+/// Starts a load, which ends when dropped.
+pub fn start(command: Command, name: &'static str) -> Running {
+    spawn(command, name, None)
+}
+
 /// Runs a command to its end.
 ///
 /// # Panics
@@ -339,12 +348,7 @@ impl Postgres {
         server.arg("-D").arg(&data).arg("-k").arg(&sockets);
         if tls {
             let mut openssl = Command::new("openssl");
-            openssl.uid(user.0).gid(user.1).current_dir(&data);
-            openssl.args([
-                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-            ]);
-            openssl.args(["-subj", "/CN=localhost", "-keyout", "server.key"]);
-            must(openssl.args(["-out", "server.crt"]));
+            certificate(openssl.uid(user.0).gid(user.1), &data);
             server.args([
                 "-p",
                 PORT,
@@ -458,6 +462,14 @@ impl Postgres {
             .filter(|title| title.contains("[local]"))
             .count()
     }
+}
+
+/// Makes `server.key` and `server.crt`, which it signs itself, by a command that runs `openssl`.
+fn certificate(openssl: &mut Command, directory: &Path) {
+    openssl.current_dir(directory).args(["req", "-x509"]);
+    openssl.args(["-newkey", "rsa:2048", "-nodes", "-days", "2"]);
+    openssl.args(["-subj", "/CN=localhost", "-keyout", "server.key"]);
+    must(openssl.args(["-out", "server.crt"]));
 }
 
 /// Debian keeps them out of PATH, by version; the newest is taken.

@@ -192,15 +192,8 @@ impl Connections {
             known.plaintext = true;
             let since_ns = self.tls_since_ns;
             let begun = known.meta.is_some_and(|c| c.first_ns > since_ns);
-            if let Some(before) = known.conversation.take() {
-                let joined = if known.age_new && begun {
-                    Joined::AtStart
-                } else {
-                    Joined::Late
-                };
-                let mut inside = Conversation::new(before.is_client(), joined);
-                inside.exchanges = before.exchanges;
-                known.conversation = Some(inside);
+            if let Some(conversation) = &mut known.conversation {
+                conversation.decrypted(known.age_new && begun);
             }
         } else if known.plaintext && data.plaintext == 0 {
             // Handshake and alerts; what read and write calls move comes as plaintext instead.

@@ -35,8 +35,16 @@ enum Speaks {
         tries: u32,
     },
     Decoded(Protocol, Box<dyn Decoder + Send>),
-    Encrypted,
+    /// With the protocol that asked for it, if one did.
+    Encrypted(Option<(Protocol, Box<dyn Decoder + Send>)>),
     Unknown,
+}
+
+impl Speaks {
+    const UNDECIDED: Speaks = Speaks::Undecided {
+        pieces: Vec::new(),
+        tries: 0,
+    };
 }
 
 /// A connection of the target.
@@ -82,10 +90,7 @@ impl Conversation {
         Conversation {
             client,
             joined,
-            speaks: Speaks::Undecided {
-                pieces: Vec::new(),
-                tries: 0,
-            },
+            speaks: Speaks::UNDECIDED,
             excluded: 0,
             expected: [None; 2],
             tid: 0,
@@ -114,7 +119,7 @@ impl Conversation {
     }
 
     pub fn is_encrypted(&self) -> bool {
-        matches!(self.speaks, Speaks::Encrypted)
+        matches!(self.speaks, Speaks::Encrypted(_))
     }
 
     pub fn in_flight(&self) -> usize {
@@ -161,7 +166,7 @@ impl Conversation {
             return;
         }
         match &mut self.speaks {
-            Speaks::Encrypted | Speaks::Unknown => {}
+            Speaks::Encrypted(_) | Speaks::Unknown => {}
             Speaks::Undecided { .. } => self.decide(direction, at_ns, bytes, output),
             Speaks::Decoded(_, decoder) => {
                 let answer = direction == Direction::Response;
@@ -191,20 +196,39 @@ impl Conversation {
             .filter(|(what, _)| *what == Anomaly::Malformed)
             .map(|(_, n)| n)
             .sum::<u64>();
-        if let Speaks::Decoded(protocol, decoder) = &self.speaks {
-            if decoder.encrypted() {
-                self.speaks = Speaks::Encrypted;
-            } else if self.malformed >= MAX_MALFORMED && self.answered < self.malformed {
-                if let Some(place) = PROTOCOLS.iter().position(|e| e.protocol == *protocol) {
+        let given_up = self.malformed >= MAX_MALFORMED && self.answered < self.malformed;
+        match std::mem::replace(&mut self.speaks, Speaks::UNDECIDED) {
+            Speaks::Decoded(protocol, decoder) if decoder.encrypted() => {
+                self.speaks = Speaks::Encrypted(Some((protocol, decoder)));
+            }
+            Speaks::Decoded(protocol, _) if given_up => {
+                if let Some(place) = PROTOCOLS.iter().position(|e| e.protocol == protocol) {
                     self.excluded |= 1 << place;
                 }
-                self.speaks = Speaks::Undecided {
-                    pieces: Vec::new(),
-                    tries: 0,
-                };
                 (self.malformed, self.answered) = (0, 0);
                 self.joined = Joined::Late;
             }
+            other => self.speaks = other,
+        }
+    }
+
+    /// What comes from now on is what the connection's encryption carries: `from_its_start` says from
+    /// its first byte.
+    pub fn decrypted(&mut self, from_its_start: bool) {
+        self.expected = [None; 2];
+        self.held.clear();
+        (self.malformed, self.answered, self.excluded) = (0, 0, 0);
+        self.joined = if from_its_start {
+            Joined::AtStart
+        } else {
+            Joined::Late
+        };
+        match std::mem::replace(&mut self.speaks, Speaks::UNDECIDED) {
+            Speaks::Encrypted(Some((protocol, mut decoder))) if from_its_start => {
+                decoder.decrypted();
+                self.speaks = Speaks::Decoded(protocol, decoder);
+            }
+            _ => {}
         }
     }
 
@@ -215,7 +239,7 @@ impl Conversation {
                 pieces.clear();
                 self.joined = Joined::Late;
             }
-            Speaks::Encrypted | Speaks::Unknown => {}
+            Speaks::Encrypted(_) | Speaks::Unknown => {}
         }
     }
 
@@ -230,7 +254,7 @@ impl Conversation {
             self.joined = Joined::Late;
         }
         if tls::looks_like(direction, bytes) {
-            self.speaks = Speaks::Encrypted;
+            self.speaks = Speaks::Encrypted(None);
             return;
         }
         pieces.push((direction, at_ns, bytes.to_vec()));

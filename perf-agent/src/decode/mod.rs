@@ -119,6 +119,9 @@ pub trait Decoder {
     fn encrypted(&self) -> bool {
         false
     }
+
+    /// What follows is what that encryption carries, from its first byte.
+    fn decrypted(&mut self) {}
 }
 
 /// A protocol's line in the registry.

@@ -219,4 +219,8 @@ impl Decoder for Mysql {
     fn encrypted(&self) -> bool {
         self.session.encrypted
     }
+
+    fn decrypted(&mut self) {
+        self.session.encrypted = false;
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::super::framing::Message;
 use super::super::sql::{self, Statements};
-use super::super::{Anomaly, Output, TextId};
+use super::super::{Output, TextId};
 use super::KEPT_REQUEST;
 use super::session::{Command, Kind, Session, Statement};
 use super::wire::{
