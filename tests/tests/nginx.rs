@@ -47,6 +47,7 @@ fn since(before: &Logged, mut after: Logged) -> Logged {
     for (key, n) in before {
         *after.get_mut(key).unwrap() -= n;
     }
+    after.retain(|_, n| *n > 0);
     after
 }
 
@@ -67,10 +68,19 @@ fn total(logged: &Logged) -> u64 {
     logged.values().sum()
 }
 
+/// Room for all that a test moves: what is shown here is that it is read rightly, not how fast.
+const RING: [&str; 2] = ["--data-ring-bytes", "134217728"];
+
+/// Starts a trace of a process and its children.
+fn start(pid: u32, options: &[&str]) -> Agent {
+    let pid = pid.to_string();
+    let words = [&["trace", "-p", &pid], &RING[..], options].concat();
+    Agent::start(words)
+}
+
 /// A trace of nginx and its workers.
 fn trace(nginx: &Nginx, options: &[&str]) -> Agent {
-    let pid = nginx.server.pid().to_string();
-    let agent = Agent::start([&["trace", "-p", &pid], options].concat().iter().copied());
+    let agent = start(nginx.server.pid(), options);
     agent.attached();
     agent
 }
@@ -86,7 +96,8 @@ fn end(agent: Agent) -> Run {
 /// Traces a command from its first instruction, in one window.
 fn trace_command(options: &[&str], command: &Command) -> Run {
     let mut words = vec!["trace".to_owned()];
-    words.extend(options.iter().map(|&option| option.to_owned()));
+    let options = RING.iter().chain(options);
+    words.extend(options.map(|&option| option.to_owned()));
     words.extend(["--interval", "100s", "--"].map(str::to_owned));
     words.push(command.get_program().to_string_lossy().into_owned());
     words.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
@@ -171,7 +182,7 @@ fn connections_older_than_the_trace_are_counted_from_its_beginning() {
         let agent = if server {
             trace(&nginx, &[])
         } else {
-            let agent = Agent::start(["trace", "-p", &client.pid().to_string()]);
+            let agent = start(client.pid(), &[]);
             agent.attached();
             agent
         };
@@ -264,8 +275,8 @@ fn a_trace_that_comes_and_goes_under_load_counts_nothing_that_was_not() {
     nginx.logged(1000);
     for _ in 0..3 {
         let before = total(&nginx.log());
-        let pid = nginx.server.pid().to_string();
-        let run = Agent::start(["trace", "-p", &pid, "--duration", "1s"]).finish(PATIENCE);
+        let agent = start(nginx.server.pid(), &["--duration", "1s"]);
+        let run = agent.finish(PATIENCE);
         let after = total(&nginx.log());
         run.ended_well("duration").lost_nothing();
         let (counts, errors) = counted(&run, "server", "http");
