@@ -79,7 +79,11 @@ fn spawn(mut command: Command, name: &'static str, directory: Option<TempDir>) -
     }
 }
 
-fn until(what: &str, mut ready: impl FnMut() -> bool) {
+/// Waits until something is so.
+///
+/// # Panics
+/// Where it does not come to be.
+pub fn until(what: &str, mut ready: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !ready() {
         assert!(Instant::now() < deadline, "{what} is not ready");
@@ -186,10 +190,13 @@ impl Mariadb {
         let mut command = Command::new("mariadbd");
         command.args(["--no-defaults", "--user=root", "--bind-address=127.0.0.1"]);
         command.args([&data, &format!("--port={port}"), "--general-log=1"]);
+        certificate(&mut Command::new("openssl"), &path);
         for (option, file) in [
             ("socket", "socket"),
             ("general-log-file", "general.log"),
             ("pid-file", "pid"),
+            ("ssl-key", "server.key"),
+            ("ssl-cert", "server.crt"),
         ] {
             command.arg(format!("--{option}={}", path.join(file).display()));
         }
@@ -213,6 +220,13 @@ impl Mariadb {
         let mut command = Command::new(program);
         command.args(["--no-defaults", "--protocol=tcp", "-h", "127.0.0.1"]);
         command.args(["-u", "root", "-P", &self.port.to_string()]);
+        command
+    }
+
+    /// A client program, in TLS.
+    pub fn client_over_tls(&self, program: &str) -> Command {
+        let mut command = self.client(program);
+        command.arg("--ssl");
         command
     }
 

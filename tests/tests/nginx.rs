@@ -68,13 +68,14 @@ fn total(logged: &Logged) -> u64 {
     logged.values().sum()
 }
 
-/// Room for all that a test moves: what is shown here is that it is read rightly, not how fast.
-const RING: [&str; 2] = ["--data-ring-bytes", "134217728"];
+/// Room for all that a test moves: what is shown here is that it is read rightly, not how fast. The
+/// loads are over before their programs' unwind tables could be built.
+const OPTIONS: [&str; 4] = ["--stacks", "off", "--data-ring-bytes", "134217728"];
 
 /// Starts a trace of a process and its children.
 fn start(pid: u32, options: &[&str]) -> Agent {
     let pid = pid.to_string();
-    let words = [&["trace", "-p", &pid], &RING[..], options].concat();
+    let words = [&["trace", "-p", &pid], &OPTIONS[..], options].concat();
     Agent::start(words)
 }
 
@@ -96,7 +97,7 @@ fn end(agent: Agent) -> Run {
 /// Traces a command from its first instruction, in one window.
 fn trace_command(options: &[&str], command: &Command) -> Run {
     let mut words = vec!["trace".to_owned()];
-    let options = RING.iter().chain(options);
+    let options = OPTIONS.iter().chain(options);
     words.extend(options.map(|&option| option.to_owned()));
     words.extend(["--interval", "100s", "--"].map(str::to_owned));
     words.push(command.get_program().to_string_lossy().into_owned());
