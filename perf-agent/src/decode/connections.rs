@@ -210,6 +210,7 @@ impl Connections {
             at_ns: data.header.at_ns,
             tid: data.tid,
             position: data.position,
+            other_position: data.other_position,
             bytes: data.bytes.into(),
             head: &payload[..captured],
             tail: &payload[captured..],

@@ -21,6 +21,8 @@ pub struct Captured<'a> {
     pub tid: u32,
     /// Bytes of this direction before it.
     pub position: u64,
+    /// Bytes of the other direction before it.
+    pub other_position: u64,
     /// Bytes moved; `head` and `tail` are what was captured of their beginning and end.
     pub bytes: u64,
     pub head: &'a [u8],
@@ -143,6 +145,9 @@ impl Conversation {
         }
         self.shared |= self.tid != 0 && self.tid != piece.tid;
         self.tid = piece.tid;
+        if !self.shared {
+            self.catch_up(direction.other(), piece, output);
+        }
         let expected = &mut self.expected[direction as usize];
         let missing = expected.map_or(0, |at| piece.position.saturating_sub(at));
         *expected = Some(piece.position + piece.bytes);
@@ -158,6 +163,19 @@ impl Conversation {
         }
         if !piece.tail.is_empty() {
             self.bytes(direction, piece.at_ns, piece.tail, output);
+        }
+    }
+
+    /// Tells the decoder of what passed unseen of the other direction, before a request is taken for
+    /// one that did not wait for its answer. Where several threads use the connection, the record may
+    /// only be late.
+    fn catch_up(&mut self, other: Direction, piece: &Captured, output: &mut Output) {
+        if let Some(expected) = &mut self.expected[other as usize]
+            && piece.other_position > *expected
+        {
+            let missing = piece.other_position - *expected;
+            *expected = piece.other_position;
+            self.gap(other, piece.at_ns, missing, output);
         }
     }
 
@@ -303,4 +321,57 @@ fn best(direction: Direction, bytes: &[u8], excluded: &mut u32) -> Option<usize>
         }
     }
     best.map(|(_, place)| place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::Options;
+
+    const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\n\r\n";
+    const ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+
+    /// Four requests of a client that waits for each answer, by one thread; of the eight pieces some
+    /// are lost.
+    fn exchanges_without(lost: &[usize]) -> (usize, Vec<(Anomaly, u64)>) {
+        let mut conversation = Conversation::new(true, Joined::AtStart);
+        let mut output = Output::new(Options::default());
+        let (mut sent, mut received) = (0, 0);
+        for i in 0..8 {
+            let request = i % 2 == 0;
+            let bytes = if request { REQUEST } else { ANSWER };
+            let (position, other_position) = if request {
+                (sent, received)
+            } else {
+                (received, sent)
+            };
+            if !lost.contains(&i) {
+                let piece = Captured {
+                    sent: request,
+                    at_ns: i as u64,
+                    tid: 1,
+                    position,
+                    other_position,
+                    bytes: bytes.len() as u64,
+                    head: bytes,
+                    tail: &[],
+                };
+                conversation.take(&piece, &mut output);
+            }
+            *if request { &mut sent } else { &mut received } += bytes.len() as u64;
+        }
+        conversation.end(&mut output);
+        (output.exchanges.len(), output.anomalies)
+    }
+
+    #[test]
+    fn what_is_lost_costs_its_own_exchange_and_no_other() {
+        assert_eq!(exchanges_without(&[]), (4, vec![]));
+        let answer = [(Anomaly::Unanswered, 1), (Anomaly::Resynced, 1)];
+        assert_eq!(exchanges_without(&[3]), (3, answer.to_vec()));
+        let request = [(Anomaly::Orphan, 1), (Anomaly::Resynced, 1)];
+        assert_eq!(exchanges_without(&[4]), (3, request.to_vec()));
+        assert_eq!(exchanges_without(&[2, 3]).0, 3);
+        assert_eq!(exchanges_without(&[3, 4]).0, 2);
+    }
 }

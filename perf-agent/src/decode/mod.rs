@@ -48,6 +48,15 @@ pub enum Direction {
     Response,
 }
 
+impl Direction {
+    pub const fn other(self) -> Direction {
+        match self {
+            Direction::Request => Direction::Response,
+            Direction::Response => Direction::Request,
+        }
+    }
+}
+
 /// How sure a look at the first bytes of a piece makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
