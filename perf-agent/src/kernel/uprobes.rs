@@ -228,6 +228,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_function_that_is_single_stepped_is_said_to_be() {
+        let site = |beginning| Site {
+            function: "SSL_read",
+            program: "tls_read",
+            offset: 0,
+            beginning,
+        };
+        let costs = [(Beginning::Push, 1_200), (Beginning::Other, 11_800)];
+        let costs = BTreeMap::from(costs);
+        assert_eq!(
+            cost_of(&site(Beginning::Other), &costs),
+            "SSL_read (single-stepped, 11.8 µs a call)"
+        );
+        assert_eq!(
+            cost_of(&site(Beginning::Push), &costs),
+            "SSL_read (1.20 µs a call)"
+        );
+        assert_eq!(cost_of(&site(Beginning::Nop), &costs), "SSL_read");
+    }
+
+    #[test]
     fn only_executable_mappings_of_openssl_are_probed() {
         let line = "7f6a38cb3000-7f6a38d10000 r-xp 0001e000 fe:00 1234 /usr/lib/libssl.so.3";
         let (range, key, path) = executable(line).expect("a mapping");
