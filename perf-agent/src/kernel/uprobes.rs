@@ -161,7 +161,7 @@ fn cost_of(site: &Site, costs: &BTreeMap<Beginning, u64>) -> String {
         return site.function.to_owned();
     };
     // What the kernel emulates depends on its version; `push` all do. A single step is two exceptions
-    // more: 10 us in a virtual machine, about 1 us on bare metal, as the probe itself.
+    // more: 10 us in a virtual machine, less where no hypervisor is in between.
     let emulated = costs.get(&Beginning::Push).copied().unwrap_or(*ns);
     let how = if *ns > emulated + emulated / 2 {
         "single-stepped, "
