@@ -1,5 +1,6 @@
 //! One connection: which protocol it speaks, and its bytes in order for that protocol's decoder.
 
+use super::seek::MAX_WINDOW;
 use super::{
     Anomaly, Decoder, Direction, Joined, Output, PROTOCOLS, Protocol, TextId, Verdict, tls,
 };
@@ -268,7 +269,9 @@ impl Conversation {
         *tries += 1;
         let held: usize = pieces.iter().map(|(_, _, b)| b.len()).sum();
         if pieces.len() >= MAX_UNDECIDED_PIECES || held + bytes.len() > MAX_UNDECIDED_BYTES {
+            let header = pieces.pop_if(|(d, _, b)| *d == direction && b.len() <= MAX_WINDOW);
             pieces.clear();
+            pieces.extend(header);
             self.joined = Joined::Late;
         }
         if tls::looks_like(direction, bytes) {
@@ -276,7 +279,12 @@ impl Conversation {
             return;
         }
         pieces.push((direction, at_ns, bytes.to_vec()));
-        match best(direction, bytes, &mut self.excluded) {
+        // A program may read a message's length first and then the rest.
+        let run = pieces.iter().rev().take_while(|(d, ..)| *d == direction);
+        let run: Vec<&[u8]> = run.map(|(.., bytes)| &bytes[..]).collect();
+        let run: Vec<u8> = run.into_iter().rev().flatten().copied().collect();
+        let place = best(direction, &run, self.excluded);
+        match place.or_else(|| best(direction, bytes, self.excluded)) {
             Some(place) => {
                 let pieces = std::mem::take(pieces);
                 let entry = &PROTOCOLS[place];
@@ -308,11 +316,11 @@ impl Conversation {
     }
 }
 
-/// The protocol a piece looks most like. Those it cannot be are excluded from then on.
-fn best(direction: Direction, bytes: &[u8], excluded: &mut u32) -> Option<usize> {
+/// The protocol a piece looks most like, of those that are not excluded.
+fn best(direction: Direction, bytes: &[u8], excluded: u32) -> Option<usize> {
     let mut best: Option<(Verdict, usize)> = None;
     for (place, entry) in PROTOCOLS.iter().enumerate() {
-        if *excluded & 1 << place != 0 {
+        if excluded & 1 << place != 0 {
             continue;
         }
         let verdict = (entry.detect)(direction, bytes);
@@ -362,6 +370,43 @@ mod tests {
         }
         conversation.end(&mut output);
         (output.exchanges.len(), output.anomalies)
+    }
+
+    #[test]
+    fn a_protocol_is_recognised_where_lengths_are_read_apart_from_the_rest() {
+        const REQUEST: &[u8] = b"\0\0\0\x0d\0\x12\0\0\0\0\0\x01\0\x03abc";
+        const ANSWER: &[u8] = b"\0\0\0\x0a\0\0\0\x01\0\0\0\0\0\0";
+        for joined in [Joined::AtStart, Joined::Late] {
+            let mut conversation = Conversation::new(false, joined);
+            let mut output = Output::new(Options::default());
+            let pieces = [
+                (false, &REQUEST[..4]),
+                (false, &REQUEST[4..]),
+                (true, ANSWER),
+            ];
+            let mut positions = [0; 2];
+            for (at_ns, (sent, bytes)) in pieces.into_iter().enumerate() {
+                let way = usize::from(sent);
+                let piece = Captured {
+                    sent,
+                    at_ns: at_ns as u64,
+                    tid: 1,
+                    position: positions[way],
+                    other_position: positions[1 - way],
+                    bytes: bytes.len() as u64,
+                    head: bytes,
+                    tail: &[],
+                };
+                positions[way] += piece.bytes;
+                conversation.take(&piece, &mut output);
+            }
+            assert_eq!(conversation.protocol(), Some(Protocol::Kafka));
+            assert_eq!(output.anomalies, []);
+            let [exchange] = &output.exchanges[..] else {
+                panic!("{:?}", output.exchanges);
+            };
+            assert_eq!(output.text_of(exchange.text), "ApiVersions");
+        }
     }
 
     #[test]
