@@ -92,6 +92,7 @@ pub fn find(file: &Path) -> Result<Found> {
             }
         }
     }
+    found.sites.sort_by_key(|site| site.function);
     // A program that is linked at a fixed address has it in a section of its own.
     let go = [&b".gopclntab"[..], b".data.rel.ro.gopclntab"];
     for section in sections.iter() {

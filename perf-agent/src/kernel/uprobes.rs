@@ -125,8 +125,7 @@ impl Uprobes {
         }
         let costs = self.costs(ebpf);
         for (file, sites) in &self.attached {
-            let sites: Vec<String> = sites.iter().map(|site| cost_of(site, &costs)).collect();
-            parts.push(format!("uprobes on {file}: {}", sites.join(", ")));
+            parts.push(format!("uprobes on {file}: {}", costs_of(sites, &costs)));
         }
         parts.extend(self.refused.iter().cloned());
         if !self.unreadable.is_empty() {
@@ -155,20 +154,25 @@ impl Uprobes {
     }
 }
 
-/// A function, whether its first instruction is single-stepped, and what the probes add to a call.
-fn cost_of(site: &Site, costs: &BTreeMap<Beginning, u64>) -> String {
-    let Some(ns) = costs.get(&site.beginning) else {
-        return site.function.to_owned();
-    };
+/// Functions, whether the first instruction of each is single-stepped, and what the probes add to a
+/// call.
+fn costs_of(sites: &[Site], costs: &BTreeMap<Beginning, u64>) -> String {
     // What the kernel emulates depends on its version; `push` all do. A single step is two exceptions
     // more: 10 us in a virtual machine, less where no hypervisor is in between.
-    let emulated = costs.get(&Beginning::Push).copied().unwrap_or(*ns);
-    let how = if *ns > emulated + emulated / 2 {
-        "single-stepped, "
-    } else {
-        ""
+    let emulated = costs.get(&Beginning::Push).copied();
+    let how = |beginning: Beginning| match (costs.get(&beginning), emulated) {
+        (Some(ns), Some(least)) if *ns > least + least / 2 => {
+            format!(" (single-stepped, {} a call)", units::duration(*ns))
+        }
+        (Some(ns), _) => format!(" ({} a call)", units::duration(*ns)),
+        (None, _) => String::new(),
     };
-    format!("{} ({how}{} a call)", site.function, units::duration(*ns))
+    let alike = |a: &Site, b: &Site| a.beginning == b.beginning;
+    let groups = sites.chunk_by(alike).map(|group| {
+        let names: Vec<&str> = group.iter().map(|site| site.function).collect();
+        format!("{}{}", names.join(", "), how(group[0].beginning))
+    });
+    groups.collect::<Vec<String>>().join(", ")
 }
 
 fn attach(ebpf: &mut Ebpf, links: &Links, file: &Path, sites: &[Site]) -> Result<()> {
@@ -227,24 +231,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_function_that_is_single_stepped_is_said_to_be() {
-        let site = |beginning| Site {
-            function: "SSL_read",
-            program: "tls_read",
+    fn functions_that_are_single_stepped_are_said_to_be() {
+        let site = |function, beginning| Site {
+            function,
+            program: "",
             offset: 0,
             beginning,
         };
+        let sites = [
+            site("SSL_read", Beginning::Other),
+            site("SSL_read_ex", Beginning::Other),
+            site("SSL_write", Beginning::Push),
+        ];
         let costs = [(Beginning::Push, 1_200), (Beginning::Other, 11_800)];
-        let costs = BTreeMap::from(costs);
         assert_eq!(
-            cost_of(&site(Beginning::Other), &costs),
-            "SSL_read (single-stepped, 11.8 µs a call)"
+            costs_of(&sites, &BTreeMap::from(costs)),
+            "SSL_read, SSL_read_ex (single-stepped, 11.8 µs a call), SSL_write (1.20 µs a call)"
         );
         assert_eq!(
-            cost_of(&site(Beginning::Push), &costs),
-            "SSL_read (1.20 µs a call)"
+            costs_of(&sites, &BTreeMap::new()),
+            "SSL_read, SSL_read_ex, SSL_write"
         );
-        assert_eq!(cost_of(&site(Beginning::Nop), &costs), "SSL_read");
     }
 
     #[test]

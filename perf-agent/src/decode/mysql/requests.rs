@@ -66,7 +66,8 @@ impl Session {
         };
         let agreed = asked as u32 & self.offered;
         if agreed & capability::SSL != 0 && n == SSL_REQUEST {
-            self.encrypted = true;
+            // The login itself comes inside.
+            (self.encrypted, self.login) = (true, true);
             return true;
         }
         self.agreed = Some(agreed);
