@@ -2,15 +2,15 @@
 //! in the same way: entry and return together, in a thread that is no target's, so it is the least
 //! that everybody pays who uses the file.
 
-use std::{fs, path::Path, time::Instant};
+use std::{fs, path::Path, thread, time::Instant};
 
 use anyhow::{Context as _, Result};
-use aya::{
-    Ebpf,
-    programs::{UProbe, uprobe::UProbeScope},
-};
+use aya::Ebpf;
 
-use super::{tls_functions::Beginning, uprobes::RETURN};
+use super::{
+    tls_functions::Beginning,
+    uprobes::{RETURN, attach_one},
+};
 use crate::unwind::mappings;
 
 /// Calls timed together, and how often: the least of them had no interruption.
@@ -35,19 +35,13 @@ pub fn measure(ebpf: &mut Ebpf, beginning: Beginning) -> Result<u64> {
         .map(|m| address - m.start + m.offset)
         .context("a function is not mapped")?;
     let plain = ns_per_call(function);
-    // They stay until the programs are unloaded, as all uprobes do; nobody calls the function again.
-    for name in [RETURN, ENTRY] {
-        let uprobe: &mut UProbe = ebpf
-            .program_mut(name)
-            .with_context(|| format!("program {name} is missing"))?
-            .try_into()?;
-        uprobe.attach(
-            offset,
-            Path::new("/proc/self/exe"),
-            UProbeScope::AllProcesses,
-        )?;
-    }
-    Ok(ns_per_call(function).saturating_sub(plain))
+    let program = Path::new("/proc/self/exe");
+    let links = [RETURN, ENTRY].map(|name| attach_one(ebpf, name, program, offset));
+    let probed = ns_per_call(function);
+    let links = links.into_iter().collect::<Result<Vec<_>>>()?;
+    // To detach takes 0.1 s each, in which the kernel waits; without a thread, here.
+    _ = thread::Builder::new().spawn(move || drop(links));
+    Ok(probed.saturating_sub(plain))
 }
 
 fn ns_per_call(function: Function) -> u64 {

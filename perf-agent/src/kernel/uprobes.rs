@@ -6,12 +6,16 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    thread,
 };
 
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
-    programs::{UProbe, uprobe::UProbeScope},
+    programs::{
+        UProbe,
+        uprobe::{UProbeLink, UProbeScope},
+    },
 };
 
 use super::{
@@ -27,10 +31,11 @@ pub const RETURN: &str = "tls_return";
 /// Device and inode as `/proc/PID/maps` shows them.
 type FileKey = (String, u64);
 
-/// Probes that are attached (until the programs are unloaded: it takes 0.1 s each, see
-/// `Control::tls_stopped`), and the files looked at.
+/// Probes that are attached (until this is dropped, see `Control::tls_stopped`), and the files looked
+/// at.
 #[derive(Default)]
 pub struct Uprobes {
+    links: Vec<UProbeLink>,
     seen: HashSet<FileKey>,
     /// Files with probes.
     attached: Vec<(String, Vec<Site>)>,
@@ -111,10 +116,31 @@ impl Uprobes {
             }
             return;
         }
-        match attach(ebpf, links, file, &sites) {
+        match self.attach(ebpf, links, file, &sites) {
             Ok(()) => self.attached.push((name.to_owned(), sites)),
             Err(e) => self.refused.push(format!("{name}: {e:#}")),
         }
+    }
+
+    fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        links: &Links,
+        file: &Path,
+        sites: &[Site],
+    ) -> Result<()> {
+        for site in sites {
+            // The return first: an entry without it would be left open.
+            for name in [RETURN, site.program] {
+                if let Some(why) = links.refusal(name) {
+                    anyhow::bail!("{why}");
+                }
+                let link = attach_one(ebpf, name, file, site.offset)
+                    .with_context(|| format!("attaching to {}", site.function))?;
+                self.links.push(link);
+            }
+        }
+        Ok(())
     }
 
     /// What is probed and what each probe costs, what is not, and why. Measures the costs.
@@ -154,6 +180,18 @@ impl Uprobes {
     }
 }
 
+impl Drop for Uprobes {
+    /// To detach one takes 0.1 s, in which the kernel waits: all at the same time.
+    fn drop(&mut self) {
+        thread::scope(|scope| {
+            for link in self.links.drain(..) {
+                // Without a thread it is dropped here.
+                _ = thread::Builder::new().spawn_scoped(scope, move || drop(link));
+            }
+        });
+    }
+}
+
 /// Functions, whether the first instruction of each is single-stepped, and what the probes add to a
 /// call.
 fn costs_of(sites: &[Site], costs: &BTreeMap<Beginning, u64>) -> String {
@@ -175,24 +213,15 @@ fn costs_of(sites: &[Site], costs: &BTreeMap<Beginning, u64>) -> String {
     groups.collect::<Vec<String>>().join(", ")
 }
 
-fn attach(ebpf: &mut Ebpf, links: &Links, file: &Path, sites: &[Site]) -> Result<()> {
-    for site in sites {
-        // The return first: an entry without it would be left open.
-        for name in [RETURN, site.program] {
-            if let Some(why) = links.refusal(name) {
-                anyhow::bail!("{why}");
-            }
-            let uprobe: &mut UProbe = ebpf
-                .program_mut(name)
-                .with_context(|| format!("program {name} is missing"))?
-                .try_into()
-                .with_context(|| format!("program {name}"))?;
-            uprobe
-                .attach(site.offset, file, UProbeScope::AllProcesses)
-                .with_context(|| format!("attaching to {}", site.function))?;
-        }
-    }
-    Ok(())
+/// Attaches a program, which is loaded, to a place in a file.
+pub fn attach_one(ebpf: &mut Ebpf, name: &str, file: &Path, offset: u64) -> Result<UProbeLink> {
+    let uprobe: &mut UProbe = ebpf
+        .program_mut(name)
+        .with_context(|| format!("program {name} is missing"))?
+        .try_into()
+        .with_context(|| format!("program {name}"))?;
+    let link = uprobe.attach(offset, file, UProbeScope::AllProcesses)?;
+    Ok(uprobe.take_link(link)?)
 }
 
 /// Range, device and inode, and path of an executable mapping of a file.
