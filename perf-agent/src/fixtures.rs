@@ -374,6 +374,7 @@ fn full_coverage() -> Coverage {
             unlisted_connections: 1,
             unlisted_bytes: 10,
             tls_unreadable_bytes: 9,
+            unreadable_tls: vec!["GnuTLS".to_owned()],
             statements_dropped: 1,
             unattributed_statements: 1,
             anomalies: map("orphan_answers", 1),

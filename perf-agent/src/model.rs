@@ -590,6 +590,9 @@ pub struct SocketCoverage {
     pub unlisted_connections: u64,
     pub unlisted_bytes: u64,
     pub tls_unreadable_bytes: u64,
+    /// TLS libraries that programs of the target have loaded or linked in and that `--tls on` cannot
+    /// read, as far as they were looked for.
+    pub unreadable_tls: Vec<String>,
     /// Exchanges past the number of statements kept apart.
     pub statements_dropped: u64,
     /// Exchanges of processes that have no lines of their own.

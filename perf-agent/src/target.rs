@@ -192,6 +192,19 @@ impl Held {
         })
     }
 
+    /// The file that will be executed, by its name and `PATH`.
+    pub fn program(&self) -> PathBuf {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let there = |name: &PathBuf| name.is_file();
+        match self.name.contains('/') {
+            true => None,
+            false => std::env::split_paths(&path)
+                .map(|directory| directory.join(&self.name))
+                .find(there),
+        }
+        .unwrap_or_else(|| PathBuf::from(&self.name))
+    }
+
     /// Lets it run.
     ///
     /// # Errors

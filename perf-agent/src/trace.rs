@@ -158,7 +158,9 @@ async fn trace(target: Target, collect: &Collect, consumer: &mut dyn Consumer) -
         raw: collect.unsafe_raw,
     };
     let mut options = load_options(collect);
-    options.command = matches!(target, Target::Command(_));
+    if let Target::Command(held) = &target {
+        options.command = Some(held.program());
+    }
     let mut live = Live::attach(&options, stacks, decode, &pids, start)?;
     let mut session = Session {
         slices: match collect.syscalls {
@@ -219,7 +221,7 @@ fn load_options(collect: &Collect) -> LoadOptions {
         data_ring_bytes: sizes.data_ring_bytes.unwrap_or(default.data_ring_bytes),
         max_connections: sizes.max_connections.unwrap_or(default.max_connections),
         tls: collect.tls == Switch::On,
-        command: false,
+        command: None,
         every_program: false,
         unwind_bytes: sizes.unwind_bytes.unwrap_or(default.unwind_bytes),
         debug: tracing::enabled!(target: "perf_ebpf", tracing::Level::DEBUG),

@@ -14,6 +14,10 @@ use tempfile::TempDir;
 
 use crate::PATIENCE;
 
+mod nginx;
+
+pub use nginx::{Logged, Nginx};
+
 /// A server or a load, ended when dropped.
 pub struct Running {
     child: Child,
@@ -75,7 +79,11 @@ fn spawn(mut command: Command, name: &'static str, directory: Option<TempDir>) -
     }
 }
 
-fn until(what: &str, mut ready: impl FnMut() -> bool) {
+/// Waits until something is so.
+///
+/// # Panics
+/// Where it does not come to be.
+pub fn until(what: &str, mut ready: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !ready() {
         assert!(Instant::now() < deadline, "{what} is not ready");
@@ -182,10 +190,13 @@ impl Mariadb {
         let mut command = Command::new("mariadbd");
         command.args(["--no-defaults", "--user=root", "--bind-address=127.0.0.1"]);
         command.args([&data, &format!("--port={port}"), "--general-log=1"]);
+        certificate(&mut Command::new("openssl"), &path);
         for (option, file) in [
             ("socket", "socket"),
             ("general-log-file", "general.log"),
             ("pid-file", "pid"),
+            ("ssl-key", "server.key"),
+            ("ssl-cert", "server.crt"),
         ] {
             command.arg(format!("--{option}={}", path.join(file).display()));
         }
@@ -212,6 +223,13 @@ impl Mariadb {
         command
     }
 
+    /// A client program, in TLS.
+    pub fn client_over_tls(&self, program: &str) -> Command {
+        let mut command = self.client(program);
+        command.arg("--ssl");
+        command
+    }
+
     /// How many commands of a kind (`Query`, `Execute`) the server logged whose text begins so.
     pub fn logged(&self, kind: &str, text: &str) -> u64 {
         let log = std::fs::read(self.directory.join("general.log"));
@@ -220,6 +238,11 @@ impl Mariadb {
         let wanted = format!("{kind}\t{text}");
         log.lines().filter(|line| line.contains(&wanted)).count() as u64
     }
+}
+
+/// Starts a load, which ends when dropped.
+pub fn start(command: Command, name: &'static str) -> Running {
+    spawn(command, name, None)
 }
 
 /// Runs a command to its end.
@@ -339,12 +362,7 @@ impl Postgres {
         server.arg("-D").arg(&data).arg("-k").arg(&sockets);
         if tls {
             let mut openssl = Command::new("openssl");
-            openssl.uid(user.0).gid(user.1).current_dir(&data);
-            openssl.args([
-                "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-            ]);
-            openssl.args(["-subj", "/CN=localhost", "-keyout", "server.key"]);
-            must(openssl.args(["-out", "server.crt"]));
+            certificate(openssl.uid(user.0).gid(user.1), &data);
             server.args([
                 "-p",
                 PORT,
@@ -458,6 +476,14 @@ impl Postgres {
             .filter(|title| title.contains("[local]"))
             .count()
     }
+}
+
+/// Makes `server.key` and `server.crt`, which it signs itself, by a command that runs `openssl`.
+fn certificate(openssl: &mut Command, directory: &Path) {
+    openssl.current_dir(directory).args(["req", "-x509"]);
+    openssl.args(["-newkey", "rsa:2048", "-nodes", "-days", "2"]);
+    openssl.args(["-subj", "/CN=localhost", "-keyout", "server.key"]);
+    must(openssl.args(["-out", "server.crt"]));
 }
 
 /// Debian keeps them out of PATH, by version; the newest is taken.

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What the tests run beside the agent. Those of the kernel matrix are named there.
-const PACKAGES: [Package; 10] = [
+const PACKAGES: [Package; 17] = [
     Package {
         name: "gcc",
         purpose: "links the tests and compiles their C workloads",
@@ -49,6 +49,34 @@ const PACKAGES: [Package; 10] = [
     Package {
         name: "redis-tools",
         purpose: "redis-benchmark, the load on it",
+    },
+    Package {
+        name: "nginx",
+        purpose: "a real server to trace",
+    },
+    Package {
+        name: "nghttp2-client",
+        purpose: "h2load, the load on it",
+    },
+    Package {
+        name: "wrk",
+        purpose: "a load on it that does not end by itself",
+    },
+    Package {
+        name: "curl",
+        purpose: "a client over TLS",
+    },
+    Package {
+        name: "wget",
+        purpose: "a client that uses GnuTLS",
+    },
+    Package {
+        name: "openssl",
+        purpose: "makes the servers' certificates",
+    },
+    Package {
+        name: "libssl-dev",
+        purpose: "linked into a client over TLS",
     },
     Package {
         name: "strace",

@@ -56,6 +56,7 @@ impl Sockets {
             unlisted_connections: traffic.rest_connections,
             unlisted_bytes: traffic.rest_bytes,
             tls_unreadable_bytes: traffic.bytes_encrypted,
+            unreadable_tls: traffic.unreadable_tls,
             statements_dropped: traffic.statements_dropped,
             unattributed_statements: self.statements.drain(..).map(|s| s.latency.count).sum(),
             anomalies: traffic.anomalies,

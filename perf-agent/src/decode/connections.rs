@@ -190,15 +190,8 @@ impl Connections {
             known.plaintext = true;
             let since_ns = self.tls_since_ns;
             let begun = known.meta.is_some_and(|c| c.first_ns > since_ns);
-            if let Some(before) = known.conversation.take() {
-                let joined = if known.age_new && begun {
-                    Joined::AtStart
-                } else {
-                    Joined::Late
-                };
-                let mut inside = Conversation::new(before.is_client(), joined);
-                inside.exchanges = before.exchanges;
-                known.conversation = Some(inside);
+            if let Some(conversation) = &mut known.conversation {
+                conversation.decrypted(known.age_new && begun);
             }
         } else if known.plaintext && data.plaintext == 0 {
             // Handshake and alerts; what read and write calls move comes as plaintext instead.
@@ -209,18 +202,22 @@ impl Connections {
             return Taken::Read;
         };
         let before = conversation.protocol();
+        let decoded: u64 = self.output.decoded.iter().sum();
         let piece = Captured {
             sent: data.direction == direction::SENT,
             at_ns: data.header.at_ns,
             tid: data.tid,
             position: data.position,
+            other_position: data.other_position,
             bytes: data.bytes.into(),
             head: &payload[..captured],
             tail: &payload[captured..],
         };
         conversation.take(&piece, &mut self.output);
         if conversation.is_encrypted() {
-            self.tls_bytes += u64::from(data.bytes);
+            // What agreed on it was in the clear.
+            let clear = self.output.decoded.iter().sum::<u64>() - decoded;
+            self.tls_bytes += u64::from(data.bytes).saturating_sub(clear);
         }
         if let Some(protocol) = conversation.protocol()
             && before != Some(protocol)

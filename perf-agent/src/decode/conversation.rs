@@ -1,5 +1,6 @@
 //! One connection: which protocol it speaks, and its bytes in order for that protocol's decoder.
 
+use super::seek::MAX_WINDOW;
 use super::{
     Anomaly, Decoder, Direction, Joined, Output, PROTOCOLS, Protocol, TextId, Verdict, tls,
 };
@@ -21,6 +22,8 @@ pub struct Captured<'a> {
     pub tid: u32,
     /// Bytes of this direction before it.
     pub position: u64,
+    /// Bytes of the other direction before it.
+    pub other_position: u64,
     /// Bytes moved; `head` and `tail` are what was captured of their beginning and end.
     pub bytes: u64,
     pub head: &'a [u8],
@@ -35,8 +38,16 @@ enum Speaks {
         tries: u32,
     },
     Decoded(Protocol, Box<dyn Decoder + Send>),
-    Encrypted,
+    /// With the protocol that asked for it, if one did.
+    Encrypted(Option<(Protocol, Box<dyn Decoder + Send>)>),
     Unknown,
+}
+
+impl Speaks {
+    const UNDECIDED: Speaks = Speaks::Undecided {
+        pieces: Vec::new(),
+        tries: 0,
+    };
 }
 
 /// A connection of the target.
@@ -82,10 +93,7 @@ impl Conversation {
         Conversation {
             client,
             joined,
-            speaks: Speaks::Undecided {
-                pieces: Vec::new(),
-                tries: 0,
-            },
+            speaks: Speaks::UNDECIDED,
             excluded: 0,
             expected: [None; 2],
             tid: 0,
@@ -114,7 +122,7 @@ impl Conversation {
     }
 
     pub fn is_encrypted(&self) -> bool {
-        matches!(self.speaks, Speaks::Encrypted)
+        matches!(self.speaks, Speaks::Encrypted(_))
     }
 
     /// Bytes sent and received by this end, as far as pieces of them were seen.
@@ -150,6 +158,9 @@ impl Conversation {
         }
         self.shared |= self.tid != 0 && self.tid != piece.tid;
         self.tid = piece.tid;
+        if !self.shared {
+            self.catch_up(direction.other(), piece, output);
+        }
         let expected = &mut self.expected[direction as usize];
         let missing = expected.map_or(0, |at| piece.position.saturating_sub(at));
         *expected = Some(piece.position + piece.bytes);
@@ -168,12 +179,25 @@ impl Conversation {
         }
     }
 
+    /// Tells the decoder of what passed unseen of the other direction, before a request is taken for
+    /// one that did not wait for its answer. Where several threads use the connection, the record may
+    /// only be late.
+    fn catch_up(&mut self, other: Direction, piece: &Captured, output: &mut Output) {
+        if let Some(expected) = &mut self.expected[other as usize]
+            && piece.other_position > *expected
+        {
+            let missing = piece.other_position - *expected;
+            *expected = piece.other_position;
+            self.gap(other, piece.at_ns, missing, output);
+        }
+    }
+
     fn bytes(&mut self, direction: Direction, at_ns: u64, bytes: &[u8], output: &mut Output) {
         if bytes.is_empty() {
             return;
         }
         match &mut self.speaks {
-            Speaks::Encrypted | Speaks::Unknown => {}
+            Speaks::Encrypted(_) | Speaks::Unknown => {}
             Speaks::Undecided { .. } => self.decide(direction, at_ns, bytes, output),
             Speaks::Decoded(_, decoder) => {
                 let answer = direction == Direction::Response;
@@ -203,20 +227,39 @@ impl Conversation {
             .filter(|(what, _)| *what == Anomaly::Malformed)
             .map(|(_, n)| n)
             .sum::<u64>();
-        if let Speaks::Decoded(protocol, decoder) = &self.speaks {
-            if decoder.encrypted() {
-                self.speaks = Speaks::Encrypted;
-            } else if self.malformed >= MAX_MALFORMED && self.answered < self.malformed {
-                if let Some(place) = PROTOCOLS.iter().position(|e| e.protocol == *protocol) {
+        let given_up = self.malformed >= MAX_MALFORMED && self.answered < self.malformed;
+        match std::mem::replace(&mut self.speaks, Speaks::UNDECIDED) {
+            Speaks::Decoded(protocol, decoder) if decoder.encrypted() => {
+                self.speaks = Speaks::Encrypted(Some((protocol, decoder)));
+            }
+            Speaks::Decoded(protocol, _) if given_up => {
+                if let Some(place) = PROTOCOLS.iter().position(|e| e.protocol == protocol) {
                     self.excluded |= 1 << place;
                 }
-                self.speaks = Speaks::Undecided {
-                    pieces: Vec::new(),
-                    tries: 0,
-                };
                 (self.malformed, self.answered) = (0, 0);
                 self.joined = Joined::Late;
             }
+            other => self.speaks = other,
+        }
+    }
+
+    /// What comes from now on is what the connection's encryption carries: `from_its_start` says from
+    /// its first byte.
+    pub fn decrypted(&mut self, from_its_start: bool) {
+        self.expected = [None; 2];
+        self.held.clear();
+        (self.malformed, self.answered, self.excluded) = (0, 0, 0);
+        self.joined = if from_its_start {
+            Joined::AtStart
+        } else {
+            Joined::Late
+        };
+        match std::mem::replace(&mut self.speaks, Speaks::UNDECIDED) {
+            Speaks::Encrypted(Some((protocol, mut decoder))) if from_its_start => {
+                decoder.decrypted();
+                self.speaks = Speaks::Decoded(protocol, decoder);
+            }
+            _ => {}
         }
     }
 
@@ -228,7 +271,7 @@ impl Conversation {
                 pieces.clear();
                 self.joined = Joined::Late;
             }
-            Speaks::Encrypted | Speaks::Unknown => {}
+            Speaks::Encrypted(_) | Speaks::Unknown => {}
         }
     }
 
@@ -240,15 +283,22 @@ impl Conversation {
         *tries += 1;
         let held: usize = pieces.iter().map(|(_, _, b)| b.len()).sum();
         if pieces.len() >= MAX_UNDECIDED_PIECES || held + bytes.len() > MAX_UNDECIDED_BYTES {
+            let header = pieces.pop_if(|(d, _, b)| *d == direction && b.len() <= MAX_WINDOW);
             pieces.clear();
+            pieces.extend(header);
             self.joined = Joined::Late;
         }
         if tls::looks_like(direction, bytes) {
-            self.speaks = Speaks::Encrypted;
+            self.speaks = Speaks::Encrypted(None);
             return;
         }
         pieces.push((direction, at_ns, bytes.to_vec()));
-        match best(direction, bytes, &mut self.excluded) {
+        // A program may read a message's length first and then the rest.
+        let run = pieces.iter().rev().take_while(|(d, ..)| *d == direction);
+        let run: Vec<&[u8]> = run.map(|(.., bytes)| &bytes[..]).collect();
+        let run: Vec<u8> = run.into_iter().rev().flatten().copied().collect();
+        let place = best(direction, &run, self.excluded);
+        match place.or_else(|| best(direction, bytes, self.excluded)) {
             Some(place) => {
                 let pieces = std::mem::take(pieces);
                 let entry = &PROTOCOLS[place];
@@ -280,11 +330,11 @@ impl Conversation {
     }
 }
 
-/// The protocol a piece looks most like. Those it cannot be are excluded from then on.
-fn best(direction: Direction, bytes: &[u8], excluded: &mut u32) -> Option<usize> {
+/// The protocol a piece looks most like, of those that are not excluded.
+fn best(direction: Direction, bytes: &[u8], excluded: u32) -> Option<usize> {
     let mut best: Option<(Verdict, usize)> = None;
     for (place, entry) in PROTOCOLS.iter().enumerate() {
-        if *excluded & 1 << place != 0 {
+        if excluded & 1 << place != 0 {
             continue;
         }
         let verdict = (entry.detect)(direction, bytes);
@@ -293,4 +343,94 @@ fn best(direction: Direction, bytes: &[u8], excluded: &mut u32) -> Option<usize>
         }
     }
     best.map(|(_, place)| place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::Options;
+
+    const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\n\r\n";
+    const ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
+
+    /// Four requests of a client that waits for each answer, by one thread; of the eight pieces some
+    /// are lost.
+    fn exchanges_without(lost: &[usize]) -> (usize, Vec<(Anomaly, u64)>) {
+        let mut conversation = Conversation::new(true, Joined::AtStart);
+        let mut output = Output::new(Options::default());
+        let (mut sent, mut received) = (0, 0);
+        for i in 0..8 {
+            let request = i % 2 == 0;
+            let bytes = if request { REQUEST } else { ANSWER };
+            let (position, other_position) = if request {
+                (sent, received)
+            } else {
+                (received, sent)
+            };
+            if !lost.contains(&i) {
+                let piece = Captured {
+                    sent: request,
+                    at_ns: i as u64,
+                    tid: 1,
+                    position,
+                    other_position,
+                    bytes: bytes.len() as u64,
+                    head: bytes,
+                    tail: &[],
+                };
+                conversation.take(&piece, &mut output);
+            }
+            *if request { &mut sent } else { &mut received } += bytes.len() as u64;
+        }
+        conversation.end(&mut output);
+        (output.exchanges.len(), output.anomalies)
+    }
+
+    #[test]
+    fn a_protocol_is_recognised_where_lengths_are_read_apart_from_the_rest() {
+        const REQUEST: &[u8] = b"\0\0\0\x0d\0\x12\0\0\0\0\0\x01\0\x03abc";
+        const ANSWER: &[u8] = b"\0\0\0\x0a\0\0\0\x01\0\0\0\0\0\0";
+        for joined in [Joined::AtStart, Joined::Late] {
+            let mut conversation = Conversation::new(false, joined);
+            let mut output = Output::new(Options::default());
+            let pieces = [
+                (false, &REQUEST[..4]),
+                (false, &REQUEST[4..]),
+                (true, ANSWER),
+            ];
+            let mut positions = [0; 2];
+            for (at_ns, (sent, bytes)) in pieces.into_iter().enumerate() {
+                let way = usize::from(sent);
+                let piece = Captured {
+                    sent,
+                    at_ns: at_ns as u64,
+                    tid: 1,
+                    position: positions[way],
+                    other_position: positions[1 - way],
+                    bytes: bytes.len() as u64,
+                    head: bytes,
+                    tail: &[],
+                };
+                positions[way] += piece.bytes;
+                conversation.take(&piece, &mut output);
+            }
+            assert_eq!(conversation.protocol(), Some(Protocol::Kafka));
+            assert_eq!(output.anomalies, []);
+            let [exchange] = &output.exchanges[..] else {
+                panic!("{:?}", output.exchanges);
+            };
+            assert_eq!(output.text_of(exchange.text), "ApiVersions");
+        }
+    }
+
+    #[test]
+    fn what_is_lost_costs_its_own_exchange_and_no_other() {
+        assert_eq!(exchanges_without(&[]), (4, vec![]));
+        let answer = [(Anomaly::Unanswered, 1), (Anomaly::Resynced, 1)];
+        assert_eq!(exchanges_without(&[3]), (3, answer.to_vec()));
+        let request = [(Anomaly::Orphan, 1), (Anomaly::Resynced, 1)];
+        assert_eq!(exchanges_without(&[4]), (3, request.to_vec()));
+        assert_eq!(exchanges_without(&[2, 3]).0, 3);
+        assert_eq!(exchanges_without(&[3, 4]).0, 2);
+    }
 }

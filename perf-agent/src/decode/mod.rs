@@ -50,6 +50,15 @@ pub enum Direction {
     Response,
 }
 
+impl Direction {
+    pub const fn other(self) -> Direction {
+        match self {
+            Direction::Request => Direction::Response,
+            Direction::Response => Direction::Request,
+        }
+    }
+}
+
 /// How sure a look at the first bytes of a piece makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -116,12 +125,14 @@ pub trait Decoder {
     /// Requests that wait for (the rest of) their answer.
     fn in_flight(&self) -> usize;
 
-    /// Whether what follows is TLS: the protocol asked for it and the peer agreed.
-    /// The connection went over to TLS (or GSSAPI): what follows is not this decoder's, and was
-    /// counted as [`Anomaly::Unsupported`] once.
+    /// Whether what follows is TLS (or GSSAPI's encryption): the client asked for it and the server
+    /// agreed. It is not this decoder's any more.
     fn encrypted(&self) -> bool {
         false
     }
+
+    /// What follows is what that encryption carries, from its first byte.
+    fn decrypted(&mut self) {}
 }
 
 /// A protocol's line in the registry.

@@ -162,7 +162,9 @@ impl Live {
                 Ok(()) => start.targets.push(*pid),
             }
         }
-        if options.command && live.kernel.probe_tls_of_host() {
+        if let Some(program) = &options.command
+            && live.kernel.probe_tls_of_command(program)
+        {
             live.connections.tls_since(monotonic_ns());
         }
         for pid in targets {
@@ -179,11 +181,12 @@ impl Live {
         start.kernel = host::kernel_release();
         start.arch = std::env::consts::ARCH.to_owned();
         start.cpus = aya::util::online_cpus().map_or(0, |c| c.len() as u32);
+        let tls = self.kernel.tls_state();
         start.signals = self
             .kernel
             .signals
             .iter()
-            .chain([&self.kernel.tls_state()])
+            .chain([&tls])
             .map(|s| (s.name.clone(), s.on, s.reason.clone()))
             .collect();
         self.frames.insert(0, Frame::Fact(Fact::Start(start)));

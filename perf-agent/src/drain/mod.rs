@@ -269,6 +269,9 @@ pub struct TrafficFact {
     pub bytes_decoded: u64,
     /// Of connections that are TLS.
     pub bytes_encrypted: u64,
+    /// TLS libraries in the targets that cannot be read.
+    #[serde(default)]
+    pub unreadable_tls: Vec<String>,
     /// What could not be paired or read, by name.
     pub anomalies: BTreeMap<String, u64>,
     pub statements_dropped: u64,

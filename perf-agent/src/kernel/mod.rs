@@ -8,8 +8,12 @@ mod links;
 pub mod maps;
 pub mod raw;
 pub mod tables;
+mod tls_functions;
 pub mod unwind;
+mod uprobe_cost;
 mod uprobes;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{Ebpf, EbpfLoader, maps::RingBuf, programs::ProgramError};
@@ -48,8 +52,9 @@ pub struct LoadOptions {
     pub debug: bool,
     /// Probe OpenSSL.
     pub tls: bool,
-    /// The target is a command of this host that is yet to begin: probe the host's OpenSSL.
-    pub command: bool,
+    /// The target is a command of this host that is yet to begin, with this program: probe the host's
+    /// OpenSSL, and what is linked into it.
+    pub command: Option<PathBuf>,
     /// Load also those that stand in for hooks this kernel has, to verify them.
     pub every_program: bool,
 }
@@ -68,7 +73,7 @@ impl Default for LoadOptions {
             unwind_bytes: 16 << 20,
             debug: false,
             tls: true,
-            command: false,
+            command: None,
             every_program: false,
         }
     }
@@ -198,35 +203,35 @@ impl Kernel {
         Ok(())
     }
 
-    /// Probes OpenSSL where a process has it mapped. True where a probe was added.
+    /// Probes OpenSSL where a process has it mapped or linked in. True where a probe was added.
     pub fn probe_tls(&mut self, pid: u32) -> bool {
         self.uprobes.look_at(&mut self.ebpf, &self.links, pid)
     }
 
-    /// As [`Kernel::probe_tls`], for what a command on this host will load.
-    pub fn probe_tls_of_host(&mut self) -> bool {
-        self.uprobes.look_at_host(&mut self.ebpf, &self.links)
+    /// As [`Kernel::probe_tls`], for what a command on this host will load, and its program.
+    pub fn probe_tls_of_command(&mut self, program: &Path) -> bool {
+        self.uprobes
+            .look_at_command(&mut self.ebpf, &self.links, program)
     }
 
-    /// How the tls signal stands.
-    pub fn tls_state(&self) -> SignalState {
+    /// TLS libraries in the targets that cannot be read, as far as they were looked at.
+    pub fn unreadable_tls(&self) -> Vec<String> {
+        let names = self.uprobes.unreadable.iter();
+        names.map(|name| (*name).to_owned()).collect()
+    }
+
+    /// How the tls signal stands. Measures what the probes cost.
+    pub fn tls_state(&mut self) -> SignalState {
         let refused = links::UPROBES
             .iter()
             .find_map(|name| self.links.refusal(name));
-        let reason = match (refused, self.uprobes.attached.as_slice()) {
-            (Some(why), _) => why.to_owned(),
-            (None, []) => {
-                let mut reason = "the target has no OpenSSL mapped so far".to_owned();
-                for why in &self.uprobes.refused {
-                    reason = format!("{reason}; {why}");
-                }
-                reason
-            }
-            (None, files) => format!("uprobes on SSL_read and SSL_write of {}", files.join(", ")),
+        let (on, reason) = match refused {
+            Some(why) => (false, why.to_owned()),
+            None => (true, self.uprobes.told(&mut self.ebpf)),
         };
         SignalState {
             name: links::TLS.to_owned(),
-            on: refused.is_none(),
+            on,
             reason,
         }
     }

@@ -1,45 +1,53 @@
-//! Probes on OpenSSL in the files the targets have mapped: once a file, whoever maps it (the kernel
-//! side leaves at once for threads that are no target's).
+//! Probes on OpenSSL in the files the targets have mapped and in their programs: once a file, whoever
+//! maps it (the kernel side leaves at once for threads that are no target's).
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    thread,
 };
 
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
-    programs::{UProbe, uprobe::UProbeScope},
+    programs::{
+        UProbe,
+        uprobe::{UProbeLink, UProbeScope},
+    },
 };
 
-use super::links::Links;
+use super::{
+    links::Links,
+    tls_functions::{self, Beginning, Site},
+    uprobe_cost,
+};
+use crate::sink::units;
 
-/// Functions with the program of their entry.
-pub const FUNCTIONS: [(&str, &str); 4] = [
-    ("tls_read", "SSL_read"),
-    ("tls_read_ex", "SSL_read_ex"),
-    ("tls_write", "SSL_write"),
-    ("tls_write_ex", "SSL_write_ex"),
-];
-/// Program of the return of each.
+/// Program of the return of each function.
 pub const RETURN: &str = "tls_return";
 
-/// Probes that are attached (until the programs are unloaded: it takes 0.1 s each, see
-/// `Control::tls_stopped`), and the files looked at.
+/// Device and inode as `/proc/PID/maps` shows them.
+type FileKey = (String, u64);
+
+/// Probes that are attached (until this is dropped, see `Control::tls_stopped`), and the files looked
+/// at.
 #[derive(Default)]
 pub struct Uprobes {
-    /// By device and inode as `/proc/PID/maps` shows them.
-    seen: HashSet<(String, u64)>,
+    links: Vec<UProbeLink>,
+    seen: HashSet<FileKey>,
     /// Files with probes.
-    pub attached: Vec<String>,
+    attached: Vec<(String, Vec<Site>)>,
     /// Files without, and why.
-    pub refused: Vec<String>,
+    refused: Vec<String>,
+    /// TLS libraries that cannot be read, of files looked at.
+    pub unreadable: BTreeSet<&'static str>,
 }
 
 impl Uprobes {
-    /// Probes what a process has mapped and was not looked at. True where a probe was added.
+    /// Probes what a process has mapped and was not looked at: OpenSSL's libraries, and its program
+    /// where OpenSSL or BoringSSL is linked into it. True where a probe was added.
     pub fn look_at(&mut self, ebpf: &mut Ebpf, links: &Links, pid: u32) -> bool {
         if links.refusal(RETURN).is_some() {
             return false;
@@ -50,6 +58,7 @@ impl Uprobes {
             let Some((range, key, path)) = executable(line) else {
                 continue;
             };
+            self.unreadable.extend(tls_functions::unreadable(path));
             if !is_openssl(path) || !self.seen.insert(key) {
                 continue;
             }
@@ -57,68 +66,166 @@ impl Uprobes {
             let file = PathBuf::from(format!("/proc/{pid}/map_files/{range}"));
             self.probe(ebpf, links, &file, path);
         }
+        let program = PathBuf::from(format!("/proc/{pid}/exe"));
+        if let Ok(name) = fs::read_link(&program) {
+            self.look_at_file(ebpf, links, &program, &name.to_string_lossy());
+        }
         self.attached.len() > before
     }
 
-    /// Probes the libraries that a command started on this host will load: by the time its mappings
-    /// could be read it has connected. True where a probe was added.
-    pub fn look_at_host(&mut self, ebpf: &mut Ebpf, links: &Links) -> bool {
+    /// Probes the libraries that a command started on this host will load, and its program: by the
+    /// time its mappings could be read it has connected. True where a probe was added.
+    pub fn look_at_command(&mut self, ebpf: &mut Ebpf, links: &Links, program: &Path) -> bool {
         if links.refusal(RETURN).is_some() {
             return false;
         }
         let before = self.attached.len();
         for path in of_cache(&fs::read("/etc/ld.so.cache").unwrap_or_default()) {
-            let Ok(file) = fs::metadata(&path) else {
-                continue;
-            };
-            let (major, minor) = (libc::major(file.dev()), libc::minor(file.dev()));
-            if self
-                .seen
-                .insert((format!("{major:02x}:{minor:02x}"), file.ino()))
-            {
-                self.probe(ebpf, links, Path::new(&path), &path);
-            }
+            self.look_at_file(ebpf, links, Path::new(&path), &path);
         }
+        self.look_at_file(ebpf, links, program, &program.to_string_lossy());
         self.attached.len() > before
     }
 
+    fn look_at_file(&mut self, ebpf: &mut Ebpf, links: &Links, file: &Path, name: &str) {
+        let Ok(meta) = fs::metadata(file) else {
+            return;
+        };
+        let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
+        let key = (format!("{major:02x}:{minor:02x}"), meta.ino());
+        if self.seen.insert(key) {
+            self.probe(ebpf, links, file, name);
+        }
+    }
+
     fn probe(&mut self, ebpf: &mut Ebpf, links: &Links, file: &Path, name: &str) {
-        match self.attach(ebpf, links, file) {
-            Ok(()) => self.attached.push(name.to_owned()),
+        let sites = match tls_functions::find(file) {
+            Ok(found) => {
+                self.unreadable.extend(found.other);
+                found.sites
+            }
+            // A command may be a script.
+            Err(e) => {
+                tracing::debug!(name, "{e:#}");
+                Vec::new()
+            }
+        };
+        if sites.is_empty() {
+            if is_openssl(name) {
+                self.refused.push(format!("{name}: no OpenSSL function"));
+            }
+            return;
+        }
+        match self.attach(ebpf, links, file, &sites) {
+            Ok(()) => self.attached.push((name.to_owned(), sites)),
             Err(e) => self.refused.push(format!("{name}: {e:#}")),
         }
     }
 
-    fn attach(&mut self, ebpf: &mut Ebpf, links: &Links, file: &Path) -> Result<()> {
-        let mut found = 0;
-        for (program, function) in FUNCTIONS {
-            // 1.1.0 has no `_ex`. The return first: an entry without it would be left open.
-            for name in [RETURN, program] {
+    fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        links: &Links,
+        file: &Path,
+        sites: &[Site],
+    ) -> Result<()> {
+        for site in sites {
+            // The return first: an entry without it would be left open.
+            for name in [RETURN, site.program] {
                 if let Some(why) = links.refusal(name) {
                     anyhow::bail!("{why}");
                 }
-                let uprobe: &mut UProbe = ebpf
-                    .program_mut(name)
-                    .with_context(|| format!("program {name} is missing"))?
-                    .try_into()
-                    .with_context(|| format!("program {name}"))?;
-                match uprobe.attach(function, file, UProbeScope::AllProcesses) {
-                    Ok(_) => found += 1,
-                    Err(e) if function.ends_with("_ex") => {
-                        tracing::debug!(function, "{e}");
-                        break;
-                    }
-                    Err(e) => return Err(e).with_context(|| format!("attaching to {function}")),
-                }
+                let link = attach_one(ebpf, name, file, site.offset)
+                    .with_context(|| format!("attaching to {}", site.function))?;
+                self.links.push(link);
             }
         }
-        anyhow::ensure!(found > 0, "no OpenSSL function");
         Ok(())
+    }
+
+    /// What is probed and what each probe costs, what is not, and why. Measures the costs.
+    pub fn told(&self, ebpf: &mut Ebpf) -> String {
+        let mut parts: Vec<String> = Vec::new();
+        if self.attached.is_empty() {
+            parts.push("the target has no OpenSSL mapped so far".to_owned());
+        }
+        let costs = self.costs(ebpf);
+        for (file, sites) in &self.attached {
+            parts.push(format!("uprobes on {file}: {}", costs_of(sites, &costs)));
+        }
+        parts.extend(self.refused.iter().cloned());
+        if !self.unreadable.is_empty() {
+            let names: Vec<&str> = self.unreadable.iter().copied().collect();
+            parts.push(format!("mapped and not readable: {}", names.join(", ")));
+        }
+        parts.join("; ")
+    }
+
+    /// Nanoseconds of a probed call by how its function begins, and of one whose first instruction is
+    /// emulated everywhere. What cannot be measured is left out.
+    fn costs(&self, ebpf: &mut Ebpf) -> BTreeMap<Beginning, u64> {
+        let sites = self.attached.iter().flat_map(|(_, sites)| sites);
+        let mut kinds: BTreeSet<Beginning> = sites.map(|site| site.beginning).collect();
+        if !kinds.is_empty() {
+            kinds.insert(Beginning::Push);
+        }
+        let measure = |kind: &Beginning| match uprobe_cost::measure(ebpf, *kind) {
+            Ok(ns) => Some((*kind, ns)),
+            Err(e) => {
+                tracing::debug!(?kind, "cost of a probe: {e:#}");
+                None
+            }
+        };
+        kinds.iter().filter_map(measure).collect()
     }
 }
 
+impl Drop for Uprobes {
+    /// To detach one takes 0.1 s, in which the kernel waits: all at the same time.
+    fn drop(&mut self) {
+        thread::scope(|scope| {
+            for link in self.links.drain(..) {
+                // Without a thread it is dropped here.
+                _ = thread::Builder::new().spawn_scoped(scope, move || drop(link));
+            }
+        });
+    }
+}
+
+/// Functions, whether the first instruction of each is single-stepped, and what the probes add to a
+/// call.
+fn costs_of(sites: &[Site], costs: &BTreeMap<Beginning, u64>) -> String {
+    // What the kernel emulates depends on its version; `push` all do. A single step is two exceptions
+    // more: 10 us in a virtual machine, less where no hypervisor is in between.
+    let emulated = costs.get(&Beginning::Push).copied();
+    let how = |beginning: Beginning| match (costs.get(&beginning), emulated) {
+        (Some(ns), Some(least)) if *ns > least + least / 2 => {
+            format!(" (single-stepped, {} a call)", units::duration(*ns))
+        }
+        (Some(ns), _) => format!(" ({} a call)", units::duration(*ns)),
+        (None, _) => String::new(),
+    };
+    let alike = |a: &Site, b: &Site| a.beginning == b.beginning;
+    let groups = sites.chunk_by(alike).map(|group| {
+        let names: Vec<&str> = group.iter().map(|site| site.function).collect();
+        format!("{}{}", names.join(", "), how(group[0].beginning))
+    });
+    groups.collect::<Vec<String>>().join(", ")
+}
+
+/// Attaches a program, which is loaded, to a place in a file.
+pub fn attach_one(ebpf: &mut Ebpf, name: &str, file: &Path, offset: u64) -> Result<UProbeLink> {
+    let uprobe: &mut UProbe = ebpf
+        .program_mut(name)
+        .with_context(|| format!("program {name} is missing"))?
+        .try_into()
+        .with_context(|| format!("program {name}"))?;
+    let link = uprobe.attach(offset, file, UProbeScope::AllProcesses)?;
+    Ok(uprobe.take_link(link)?)
+}
+
 /// Range, device and inode, and path of an executable mapping of a file.
-fn executable(line: &str) -> Option<(&str, (String, u64), &str)> {
+fn executable(line: &str) -> Option<(&str, FileKey, &str)> {
     let mut fields = line.split_ascii_whitespace();
     let (range, mode, _, device) = (
         fields.next()?,
@@ -151,6 +258,30 @@ fn is_openssl(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn functions_that_are_single_stepped_are_said_to_be() {
+        let site = |function, beginning| Site {
+            function,
+            program: "",
+            offset: 0,
+            beginning,
+        };
+        let sites = [
+            site("SSL_read", Beginning::Other),
+            site("SSL_read_ex", Beginning::Other),
+            site("SSL_write", Beginning::Push),
+        ];
+        let costs = [(Beginning::Push, 1_200), (Beginning::Other, 11_800)];
+        assert_eq!(
+            costs_of(&sites, &BTreeMap::from(costs)),
+            "SSL_read, SSL_read_ex (single-stepped, 11.8 µs a call), SSL_write (1.20 µs a call)"
+        );
+        assert_eq!(
+            costs_of(&sites, &BTreeMap::new()),
+            "SSL_read, SSL_read_ex, SSL_write"
+        );
+    }
 
     #[test]
     fn only_executable_mappings_of_openssl_are_probed() {

@@ -106,6 +106,8 @@ pub struct SocketData {
     pub id: u64,
     /// Bytes of this direction before these: a lost record shows as a jump.
     pub position: u64,
+    /// Bytes of the other direction before these.
+    pub other_position: u64,
     /// Bytes moved.
     pub bytes: u32,
     pub captured: u16,
@@ -114,11 +116,11 @@ pub struct SocketData {
     pub tgid: u32,
     /// See [`direction`].
     pub direction: u8,
-    /// 1 where the bytes are what TLS carried, and `position` counts those only.
+    /// 1 where the bytes are what TLS carried, and positions count those only.
     pub plaintext: u8,
     pub pad: [u8; 6],
 }
-wire!(SocketData => 16 + 16 + 4 + 4 + 8 + 8);
+wire!(SocketData => 16 + 24 + 4 + 4 + 8 + 8);
 
 /// Value of `connecting`, keyed by socket: a connect under way or done, until its first byte.
 #[repr(C)]

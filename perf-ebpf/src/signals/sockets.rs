@@ -210,11 +210,11 @@ fn transfer(t: &mut ThreadState, socket: Socket, bytes: u64, to: u8, regs: &Regi
         return;
     };
     c.last_ns = now;
-    let position = if to == direction::SENT {
+    let (position, other_position) = if to == direction::SENT {
         let before = c.tx_bytes;
         c.tx_bytes = before + bytes;
         sent(t, c, socket.sk, now);
-        before
+        (before, c.rx_bytes)
     } else {
         let before = c.rx_bytes;
         c.rx_bytes = before + bytes;
@@ -222,7 +222,7 @@ fn transfer(t: &mut ThreadState, socket: Socket, bytes: u64, to: u8, regs: &Regi
         if socket.tcp {
             round_trip(c, socket.sk);
         }
-        before
+        (before, c.tx_bytes)
     };
     if super::tls::inside(t, socket, now) {
         return;
@@ -242,6 +242,7 @@ fn transfer(t: &mut ThreadState, socket: Socket, bytes: u64, to: u8, regs: &Regi
         },
         id: socket.id,
         position,
+        other_position,
         bytes: bytes as u32,
         captured: 0,
         tail: 0,

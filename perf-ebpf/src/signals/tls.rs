@@ -126,12 +126,16 @@ pub fn leave(t: &mut ThreadState, ctx: &RetProbeContext) {
     if !sockets::is_connection(stream.sk, stream.id) {
         return lose(Loss::TlsUnattributed);
     }
-    let (to, position) = if what == call::WRITE {
+    let (to, position, other_position) = if what == call::WRITE {
         stream.tx_bytes += bytes;
-        (direction::SENT, stream.tx_bytes - bytes)
+        (direction::SENT, stream.tx_bytes - bytes, stream.rx_bytes)
     } else {
         stream.rx_bytes += bytes;
-        (direction::RECEIVED, stream.rx_bytes - bytes)
+        (
+            direction::RECEIVED,
+            stream.rx_bytes - bytes,
+            stream.tx_bytes,
+        )
     };
     let data = SocketData {
         header: RecordHeader {
@@ -145,6 +149,7 @@ pub fn leave(t: &mut ThreadState, ctx: &RetProbeContext) {
         },
         id: stream.id,
         position,
+        other_position,
         bytes: bytes as u32,
         captured: 0,
         tail: 0,

@@ -13,6 +13,7 @@ pub mod forker;
 pub mod fresh_pages;
 pub mod fsyncs;
 pub mod gate;
+pub mod http_requests;
 pub mod jit;
 pub mod lockfight;
 pub mod measured;
@@ -43,6 +44,7 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("forker", forker::run),
     ("fresh-pages", fresh_pages::run),
     ("fsyncs", fsyncs::run),
+    ("http-requests", http_requests::run),
     ("jit", jit::run),
     ("jit-private-tmp", jit::run_in_private_tmp),
     ("lockfight", lockfight::run),

@@ -10,8 +10,8 @@
 //!   COM_STMT_SEND_LONG_DATA are not answered.
 //! - A login that fails is an exchange `(connect)`.
 //!
-//! Errors are `ERRNO SQLSTATE`. After a login that agreed on compression, or on TLS, nothing more is
-//! read ([`Anomaly::Unsupported`]).
+//! Errors are `ERRNO SQLSTATE`. After a login that agreed on compression nothing more is read
+//! ([`Anomaly::Unsupported`]); what TLS carries is a conversation of its own, which begins with the login.
 //!
 //! Connections joined late: a statement that was prepared before is named by the columns of its
 //! result, else `unseen:ID`. Whether results end as CLIENT_DEPRECATE_EOF has it is told by the first one.
@@ -218,5 +218,9 @@ impl Decoder for Mysql {
 
     fn encrypted(&self) -> bool {
         self.session.encrypted
+    }
+
+    fn decrypted(&mut self) {
+        self.session.encrypted = false;
     }
 }

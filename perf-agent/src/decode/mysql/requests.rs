@@ -2,7 +2,7 @@
 
 use super::super::framing::Message;
 use super::super::sql::{self, Statements};
-use super::super::{Anomaly, Output, TextId};
+use super::super::{Output, TextId};
 use super::KEPT_REQUEST;
 use super::session::{Command, Kind, Session, Statement};
 use super::wire::{
@@ -66,8 +66,8 @@ impl Session {
         };
         let agreed = asked as u32 & self.offered;
         if agreed & capability::SSL != 0 && n == SSL_REQUEST {
-            self.encrypted = true;
-            output.anomaly(Anomaly::Unsupported, 1);
+            // The login itself comes inside.
+            (self.encrypted, self.login) = (true, true);
             return true;
         }
         self.agreed = Some(agreed);

@@ -12,7 +12,7 @@ const MAX_COLUMNS: usize = 512;
 impl Session {
     pub fn answer(&mut self, message: &Message<'_>, output: &mut Output) {
         if message.length == 1 {
-            return self.encryption(message.bytes, output);
+            return self.encryption(message.bytes);
         }
         self.encryption_asked = false;
         let kept = &message.bytes[..message.bytes.len().min(KEPT_ANSWER)];
@@ -38,12 +38,10 @@ impl Session {
         }
     }
 
-    fn encryption(&mut self, bytes: &[u8], output: &mut Output) {
+    /// The byte that answers an SSLRequest or GSSENCRequest.
+    fn encryption(&mut self, bytes: &[u8]) {
         self.encryption_asked = false;
-        if matches!(bytes.first(), Some(b'S' | b'G')) {
-            self.encrypted = true;
-            output.anomaly(Anomaly::Unsupported, 1);
-        }
+        self.encrypted = matches!(bytes.first(), Some(b'S' | b'G'));
     }
 
     fn parameter(&mut self, bytes: &[u8]) {

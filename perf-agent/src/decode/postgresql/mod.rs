@@ -267,4 +267,8 @@ impl Decoder for Postgresql {
     fn encrypted(&self) -> bool {
         self.session.encrypted
     }
+
+    fn decrypted(&mut self) {
+        self.session.encrypted = false;
+    }
 }

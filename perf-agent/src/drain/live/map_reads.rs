@@ -60,7 +60,8 @@ impl Live {
         let map = &self.kernel.maps.connections;
         let entries = map.entries().context("reading connections")?;
         self.connection_entries = entries.len() / (8 + size_of::<Connection>());
-        let facts = self.connections.window(&entries, end_ns);
+        let mut facts = self.connections.window(&entries, end_ns);
+        facts.traffic.unreadable_tls = self.kernel.unreadable_tls();
         self.forget_unix(&entries, end_ns)?;
         self.frames.extend(
             [

@@ -249,6 +249,9 @@ pub fn coverage(sockets: &SocketCoverage, seen: u64, decoded: u64) -> Option<Str
     );
     if sockets.tls_unreadable_bytes > 0 {
         line += &format!(", {} in TLS", units::bytes(sockets.tls_unreadable_bytes));
+        if !sockets.unreadable_tls.is_empty() {
+            line += &format!(" (not readable: {})", sockets.unreadable_tls.join(", "));
+        }
     }
     for (what, n) in &sockets.anomalies {
         line += &format!(", {} {}", units::count(*n), what.replace('_', " "));

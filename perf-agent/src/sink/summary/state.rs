@@ -339,6 +339,9 @@ impl State {
         sum.bytes_seen += now.bytes_seen;
         sum.bytes_decoded += now.bytes_decoded;
         sum.sockets.tls_unreadable_bytes += now.sockets.tls_unreadable_bytes;
+        sum.sockets
+            .unreadable_tls
+            .clone_from(&now.sockets.unreadable_tls);
         add_all(&mut sum.sockets.anomalies, &now.sockets.anomalies);
         sum.frames += now.frames;
         sum.unsymbolized_frames += now.unsymbolized_frames;
