@@ -24,8 +24,8 @@
 //! captured, the exchange ends with the last piece that passed.
 //!
 //! Memory of one connection: two message beginnings ([`KEPT_REQUEST`], [`KEPT_ANSWER`]) while a
-//! message is open, 24 bytes for each of at most [`MAX_STATEMENTS`] prepared statements, 48 bytes for each
-//! message in flight (at most [`MAX_QUEUE`]). The messages are read by hand: what is needed of
+//! message is open, 24 bytes for each of at most [`MAX_STATEMENTS`] prepared statements, the name of one
+//! of them, 48 bytes for each message in flight (at most [`MAX_QUEUE`]). The messages are read by hand: what is needed of
 //! each is a name or a code, and crates for the protocol build owned values or read whole messages only.
 
 mod answers;

@@ -26,7 +26,7 @@ fn stream(items: Vec<Vec<u8>>) -> impl Strategy<Value = Stream> {
     })
 }
 
-fn pieces<'a>((bytes, cuts): &'a Stream) -> impl Iterator<Item = &'a [u8]> {
+fn pieces((bytes, cuts): &Stream) -> impl Iterator<Item = &[u8]> {
     cuts.windows(2).map(|cut| &bytes[cut[0]..cut[1]])
 }
 
