@@ -158,7 +158,7 @@ fn a_connection_for_each_query() {
         run
     };
     let run = load("churn", &["-C"]);
-    let finding = first(&run, "connection_churn");
+    let finding = the(&run, "connection_churn");
     // One for each of the 90 transactions, and perhaps pgbench's own before them.
     let made = in_window(&finding, figure(&finding, "connections"));
     assert!((89.5..91.5).contains(&made), "{made}: {finding}");

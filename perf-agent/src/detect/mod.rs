@@ -197,7 +197,7 @@ impl Candidate {
 }
 
 /// One cause is one finding: drops the waits for a peer where rules that look at what was said to it
-/// explain at least half of them, and say that it matters as much.
+/// explain at least half of them, unless they all say that it matters little and the waits do not.
 fn without_what_others_explain<'a>(
     view: &View,
     mut found: Vec<(&'a Rule, Candidate)>,
@@ -217,7 +217,8 @@ fn without_what_others_explain<'a>(
             .filter(|_| rule.name == "network_wait");
         peer.and_then(|peer| explained.get(peer))
             .is_none_or(|(bound_ns, level)| {
-                *bound_ns < candidate.bound_ns / 2 || *level < candidate.impact(view)
+                let lesser = *level == Level::Low && candidate.impact(view) > Level::Low;
+                *bound_ns < candidate.bound_ns / 2 || lesser
             })
     });
     found
