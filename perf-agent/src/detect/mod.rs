@@ -7,18 +7,24 @@
 mod cpu_bound;
 mod disk_wait;
 mod error_storm;
+pub mod explain;
 mod lock_contention;
 mod network_wait;
 mod page_faults;
 mod run_queue;
+pub mod settings;
 mod sleep_poll;
 mod syscall_storm;
+mod target_missed;
+pub mod targets;
 mod view;
 
 use std::collections::BTreeMap;
 
 use crate::hash::fnv1a;
 use crate::model::{Evidence, Finding, Level, Site, State, WindowReport};
+use explain::Explain;
+use settings::Settings;
 use view::View;
 
 pub(crate) use view::{hot_function, is_own};
@@ -28,6 +34,8 @@ pub struct Rule {
     /// The finding's `category`.
     pub name: &'static str,
     find: fn(&View) -> Vec<Candidate>,
+    /// What `perf-agent explain` says of it.
+    pub explain: Explain,
 }
 
 /// Every rule.
@@ -35,51 +43,64 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "cpu_bound",
         find: cpu_bound::find,
+        explain: cpu_bound::EXPLAIN,
     },
     Rule {
         name: "run_queue",
         find: run_queue::find,
+        explain: run_queue::EXPLAIN,
     },
     Rule {
         name: "lock_contention",
         find: lock_contention::find,
+        explain: lock_contention::EXPLAIN,
     },
     Rule {
         name: "disk_wait",
         find: disk_wait::find,
+        explain: disk_wait::EXPLAIN,
     },
     Rule {
         name: "page_faults",
         find: page_faults::find,
+        explain: page_faults::EXPLAIN,
     },
     Rule {
         name: "network_wait",
         find: network_wait::find,
+        explain: network_wait::EXPLAIN,
     },
     Rule {
         name: "syscall_storm",
         find: syscall_storm::find,
+        explain: syscall_storm::EXPLAIN,
     },
     Rule {
         name: "error_storm",
         find: error_storm::find,
+        explain: error_storm::EXPLAIN,
     },
     Rule {
         name: "sleep_poll",
         find: sleep_poll::find,
+        explain: sleep_poll::EXPLAIN,
+    },
+    Rule {
+        name: "target_missed",
+        find: target_missed::find,
+        explain: target_missed::EXPLAIN,
     },
 ];
 
 /// Who acts on a finding by default.
 pub const PERFORMANCE_ENGINEER: &str = "performance-engineer";
 pub const DATABASE_SPECIALIST: &str = "database-specialist";
+/// All of them.
+pub const DELEGATES: &[&str] = &[PERFORMANCE_ENGINEER, DATABASE_SPECIALIST, "ml-orchestrator"];
 
 /// Windows shorter than this are not judged: a burst in the last few milliseconds of a trace would
 /// read as a saturated process.
 const MIN_WINDOW_NS: u64 = 50_000_000;
-/// Windows a finding may be missing before it counts as resolved; a bottleneck near the floor
-/// comes and goes.
-const RESOLVED_AFTER: u32 = 3;
 /// Stacks shown with a finding.
 const MAX_STACKS: usize = 3;
 
@@ -101,6 +122,10 @@ struct Candidate {
     impact_cap: Level,
     effort: Level,
     confidence: f64,
+    /// Keeps a finding that is there already, and begins none.
+    only_if_known: bool,
+    /// The user asked to be told: said below the floor too, with this impact.
+    asked_for: Option<Level>,
     evidence: Vec<Evidence>,
     recommendations: Vec<String>,
     stacks: Vec<Site>,
@@ -121,10 +146,17 @@ impl Candidate {
             impact_cap: Level::High,
             effort: Level::Medium,
             confidence: 0.5,
+            only_if_known: false,
+            asked_for: None,
             evidence: Vec::new(),
             recommendations: Vec::new(),
             stacks: Vec::new(),
         }
+    }
+
+    fn impact(&self, view: &View) -> Level {
+        let (wall_ns, lifetime_ns) = (view.wall_ns(), view.lifetime_ns());
+        impact(self.bound_ns, wall_ns, lifetime_ns, self.share).min(self.impact_cap)
     }
 }
 
@@ -183,6 +215,7 @@ struct Known {
 #[derive(Default)]
 pub struct Detector {
     delegates: BTreeMap<String, String>,
+    settings: Settings,
     known: BTreeMap<(u32, String), Known>,
 }
 
@@ -195,8 +228,14 @@ impl Detector {
     pub fn with_delegates(delegates: impl IntoIterator<Item = (String, String)>) -> Self {
         Detector {
             delegates: delegates.into_iter().collect(),
-            known: BTreeMap::new(),
+            ..Detector::default()
         }
+    }
+
+    /// With thresholds and targets of the user's.
+    pub fn with_settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
     }
 
     /// The findings of a window, those worth most first, then the resolved ones.
@@ -206,8 +245,9 @@ impl Detector {
         }
         let mut findings = BTreeMap::new();
         for process in &report.processes {
-            let view = View::new(process);
-            for rule in RULES {
+            let view = View::with(process, &self.settings);
+            let off = |rule: &&Rule| self.settings.off.iter().any(|off| off.0 == rule.name);
+            for rule in RULES.iter().filter(|rule| !off(rule)) {
                 for candidate in (rule.find)(&view) {
                     self.keep(rule, &view, candidate, &mut findings);
                 }
@@ -229,12 +269,19 @@ impl Detector {
         findings: &mut BTreeMap<(u32, String), Finding>,
     ) {
         let wall_ns = view.wall_ns();
-        if wall_ns == 0 || candidate.bound_ns < wall_ns / 100 {
+        let least_ns = self.settings.general.min_gain.0 * wall_ns as f64;
+        let too_small = candidate.bound_ns == 0 || (candidate.bound_ns as f64) < least_ns;
+        let too_small = candidate.asked_for.is_none() && too_small;
+        if wall_ns == 0 || too_small {
             return;
         }
         let who = view.who().clone();
         let hash = fnv1a(&[rule.name, &who.comm, &candidate.key]);
         let key = (who.pid, format!("{hash:016x}"));
+        let known = self.known.get(&key);
+        if candidate.only_if_known && known.is_none() {
+            return;
+        }
         let bound = view.per_s(candidate.bound_ns);
         if findings
             .get(&key)
@@ -248,13 +295,9 @@ impl Detector {
             id: key.1.clone(),
             category: rule.name.to_owned(),
             area: candidate.area.to_owned(),
-            impact: impact(
-                candidate.bound_ns,
-                wall_ns,
-                view.lifetime_ns(),
-                candidate.share,
-            )
-            .min(candidate.impact_cap),
+            impact: candidate
+                .asked_for
+                .unwrap_or_else(|| candidate.impact(view)),
             effort: candidate.effort,
             confidence: (candidate.confidence * 100.0).round().clamp(0.0, 100.0) / 100.0,
             delegate_to: self
@@ -267,10 +310,13 @@ impl Detector {
             evidence: candidate.evidence,
             gain_bound_ns_per_s: bound,
             recommendations: candidate.recommendations,
-            state: match self.known.contains_key(&key) {
-                true => State::Ongoing,
-                false => State::New,
+            state: match known {
+                Some(_) => State::Ongoing,
+                None => State::New,
             },
+            since: known
+                .map_or(&view.ledger.stamp.ts, |k| &k.finding.since)
+                .clone(),
             stacks: candidate.stacks,
             who,
         };
@@ -283,13 +329,14 @@ impl Detector {
         report: &WindowReport,
         findings: &BTreeMap<(u32, String), Finding>,
     ) -> Vec<Finding> {
+        let resolved_after = self.settings.general.resolved_after;
         let mut resolved = Vec::new();
         self.known.retain(|key, known| {
             if findings.contains_key(key) {
                 return true;
             }
             known.absent += 1;
-            if known.absent < RESOLVED_AFTER {
+            if known.absent < resolved_after {
                 return true;
             }
             let mut finding = known.finding.clone();
@@ -298,7 +345,7 @@ impl Detector {
             finding.state = State::Resolved;
             // Lines speak of their own window, and in this one there is nothing to gain.
             finding.gain_bound_ns_per_s = 0;
-            let windows = u64::from(RESOLVED_AFTER);
+            let windows = u64::from(known.absent);
             finding.evidence = vec![evidence(
                 "windows_without_it",
                 windows as f64,

@@ -1,8 +1,9 @@
 //! What the rules ask of one process in one window.
 
+use super::settings::Settings;
 use crate::model::{
-    Classes, Frame, Latency, Ledger, Level, Process, ProcessReport, Profile, Site, SyscallRow,
-    Syscalls, ThreadLedger,
+    Classes, Frame, Latency, Ledger, Level, Process, ProcessReport, Profile, Site, StatementRow,
+    Statements, SyscallRow, Syscalls, ThreadLedger,
 };
 
 /// Libraries that are never "the program's own code".
@@ -87,14 +88,24 @@ pub struct View<'a> {
     pub ledger: &'a Ledger,
     pub syscalls: Option<&'a Syscalls>,
     pub profile: &'a Profile,
+    statements: Option<&'a Statements>,
+    pub settings: &'a Settings,
 }
 
 impl<'a> View<'a> {
+    /// With nothing set.
+    #[cfg(test)]
     pub fn new(report: &'a ProcessReport) -> Self {
+        View::with(report, &super::settings::DEFAULTS)
+    }
+
+    pub fn with(report: &'a ProcessReport, settings: &'a Settings) -> Self {
         View {
             ledger: &report.ledger,
             syscalls: report.syscalls.as_ref(),
             profile: &report.profile,
+            statements: report.statements.as_ref(),
+            settings,
         }
     }
 
@@ -171,6 +182,11 @@ impl<'a> View<'a> {
     pub fn sites(&self, of_class: impl Fn(&str) -> bool) -> impl Iterator<Item = &'a Site> {
         let sites = &self.profile.sites;
         sites.iter().filter(move |site| of_class(&site.class))
+    }
+
+    /// Exchanges by statement, none where no protocol was recognised.
+    pub fn statements(&self) -> impl Iterator<Item = &'a StatementRow> + use<'a> {
+        self.statements.into_iter().flat_map(|s| &s.statements)
     }
 
     /// Rows of system calls, none where they were not counted.
