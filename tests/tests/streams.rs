@@ -68,10 +68,13 @@ fn a_reader_that_does_not_read_and_a_command_that_dies_hold_up_nothing() {
     drop(program);
     run.ended_well("duration").lost_nothing();
     assert!(!socket.exists());
-    // Had anything waited for the reader, there would be hardly any after it was behind.
+    // Had anything waited for the reader, there would be no `bye`, for which it waits itself. Windows
+    // slip on a busy machine, but not by that much.
     let windows = run.the("bye")["windows"].as_u64().unwrap();
-    let on_time = WINDOWS * 9 / 10..=WINDOWS + 1;
-    assert!(on_time.contains(&windows), "{windows} windows");
+    assert!(
+        (WINDOWS / 2..=WINDOWS + 1).contains(&windows),
+        "{windows} windows"
+    );
     missed_what_it_was_told(&run, &parse(&text));
     got_what_is_not_counted(&run, &parse(&fs::read_to_string(&log).unwrap()));
 }
