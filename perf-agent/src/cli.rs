@@ -4,6 +4,7 @@
 //! `--help`; everything it lets through is well-formed.
 
 mod profile;
+mod streams;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,6 +13,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use profile::{Mode, ProfileArgs, ProfileOutputs, Shown};
+pub use streams::{ExplainArgs, FindingOptions, StreamOptions};
+
+use crate::sink::Rotation;
 
 /// Where the demo writes its lines unless told otherwise.
 pub const DEMO_OUTPUT: &str = "perf-agent-demo.ndjson";
@@ -28,6 +32,7 @@ Examples:
                                            the hottest call paths, on the CPU and off it
   perf-agent record run.parec -p 4242      keep the raw data; later, anywhere, without root:
   perf-agent replay run.parec
+  perf-agent explain                       what can be found, and what it means
   perf-agent doctor                        what this host allows, and what to do about the rest
 
 Tracing needs root (or CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE) and a kernel of 5.10 or newer with BTF.
@@ -48,6 +53,8 @@ Examples:
   perf-agent trace -p 4242,4243 --duration 1m --output run.ndjson
   perf-agent trace --comm postgres --duration 10s --format summary
   perf-agent trace --cgroup /sys/fs/cgroup/system.slice/redis-server.service
+  perf-agent trace -p 4242 --target p95=200ms --exec 'database-specialist=./on-call.py'
+  perf-agent trace -p 4242 --output run.ndjson --rotate 100MB,3 --listen /run/perf-agent.sock
   perf-agent trace --syscalls full -- dd if=/dev/zero of=/dev/null bs=1 count=1000000
 
 What the classes of the ledger mean, and the shape of each line: perf-agent schema";
@@ -92,6 +99,9 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Trace a small workload of its own: a first look, and a check that all works
     Demo(DemoArgs),
+    /// Say what a finding means: what its rule looks at, thresholds, numbers, what to do next
+    #[command(after_help = streams::EXPLAIN_EXAMPLES)]
+    Explain(ExplainArgs),
     /// Print the JSON Schema of the NDJSON lines
     Schema,
     /// Load every kernel program and print its verified instruction count
@@ -111,7 +121,9 @@ pub struct TraceArgs {
     #[command(flatten)]
     pub output: OutputOptions,
     #[command(flatten)]
-    pub delegates: Delegates,
+    pub streams: StreamOptions,
+    #[command(flatten)]
+    pub findings: FindingOptions,
 }
 
 #[derive(Debug, Args)]
@@ -131,7 +143,9 @@ pub struct ReplayArgs {
     #[command(flatten)]
     pub output: OutputOptions,
     #[command(flatten)]
-    pub delegates: Delegates,
+    pub streams: StreamOptions,
+    #[command(flatten)]
+    pub findings: FindingOptions,
 }
 
 #[derive(Debug, Args)]
@@ -257,14 +271,15 @@ pub struct OutputOptions {
     /// Write NDJSON to this file (`-`: to standard output)
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-}
-
-/// Other names for those that findings are handed to.
-#[derive(Clone, Debug, Default, Args)]
-pub struct Delegates {
-    /// Hand findings to somebody else: --delegate database-specialist=dba-team
-    #[arg(long = "delegate", value_name = "FROM=TO", value_parser = parse_delegate)]
-    pub delegates: Vec<(String, String)>,
+    /// Begin a new file at this size: FILE becomes FILE.1, and so on; KEEP old ones are kept (5).
+    /// Each begins with `hello`
+    #[arg(
+        long,
+        value_name = "SIZE[,KEEP]",
+        requires = "output",
+        value_parser = Rotation::parse
+    )]
+    pub rotate: Option<Rotation>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -328,15 +343,6 @@ fn parse_interval(text: &str) -> Result<Duration, String> {
         return Err("must be at least 10ms".to_owned());
     }
     Ok(interval)
-}
-
-fn parse_delegate(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((from, to)) if !from.is_empty() && !to.is_empty() => {
-            Ok((from.to_owned(), to.to_owned()))
-        }
-        _ => Err("use FROM=TO, as in database-specialist=dba-team".to_owned()),
-    }
 }
 
 #[cfg(test)]
@@ -410,6 +416,12 @@ mod tests {
             "perf-agent trace -p 1 --duration 0",
             "perf-agent trace -p 1 --format xml",
             "perf-agent trace -p 1 --delegate nobody",
+            "perf-agent trace -p 1 --target 200ms",
+            "perf-agent trace -p 1 --target p42=200ms",
+            "perf-agent trace -p 1 --target p95=soon",
+            "perf-agent trace -p 1 --rotate 1MB",
+            "perf-agent trace -p 1 --output f --rotate much",
+            "perf-agent trace -p 1 --exec true",
             "perf-agent trace --comm=",
             "perf-agent replay",
             "perf-agent",
@@ -475,6 +487,7 @@ mod tests {
             "replay",
             "doctor",
             "demo",
+            "explain",
             "schema",
             "Exit codes:",
         ] {

@@ -1,6 +1,7 @@
 //! What each subcommand does.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{BufWriter, Write as _},
     process::Command as Process,
@@ -11,14 +12,15 @@ use anyhow::{Context as _, Result, bail};
 use crate::{
     aggregate::Pipeline,
     cli::{
-        Collect, Command, DemoArgs, Format, OutputOptions, ProfileArgs, RecordArgs, ReplayArgs,
-        Sizes, Switch, SyscallMode, TraceArgs,
+        Collect, Command, DemoArgs, FindingOptions, Format, OutputOptions, ProfileArgs, RecordArgs,
+        ReplayArgs, Sizes, StreamOptions, Switch, SyscallMode, TraceArgs,
     },
-    detect::Detector,
-    doctor,
+    config::{self, Config},
+    detect::{DELEGATES, Detector},
+    doctor, explain,
     kernel::{Kernel, LoadOptions},
     profile::Profiler,
-    replay, schema, sink,
+    replay, schema, sink, streams,
     target::Target,
     trace::{self, Lines, Recording},
 };
@@ -32,9 +34,10 @@ pub fn run(command: Command) -> Result<()> {
         Command::Trace(args) => trace(&args),
         Command::Profile(args) => profile(&args),
         Command::Record(args) => record(&args),
-        Command::Replay(args) => replay(args),
+        Command::Replay(args) => replay(&args),
         Command::Doctor(args) => doctor::run(args.json),
         Command::Demo(args) => demo(&args),
+        Command::Explain(args) => print(&explain::run(&args)?),
         Command::Schema => print(schema::SCHEMA),
         Command::Verify => verify(),
         Command::DemoWorkload(args) => crate::demo::run_workload(args.seconds),
@@ -62,18 +65,81 @@ pub fn one_line(error: &anyhow::Error) -> String {
     text
 }
 
-fn lines(output: &OutputOptions, delegates: Vec<(String, String)>) -> Result<Lines> {
+/// Arguments that are well-formed and cannot be meant.
+#[derive(Debug)]
+pub struct Misuse(pub String);
+
+impl std::fmt::Display for Misuse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Misuse {}
+
+/// What the process ends with: 2 where the arguments or the config file are wrong, else 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<Misuse>() || error.is::<config::Error>() {
+        2
+    } else {
+        1
+    }
+}
+
+/// The config file with the command line over it.
+fn configured(options: &FindingOptions) -> Result<Config> {
+    let mut config = config::load(options.config.as_deref())?;
+    for (percentile, limit) in &options.targets {
+        config.settings.targets.all.set(*percentile, *limit);
+    }
+    // The last of a name is in effect.
+    config.delegates.extend(options.delegates.iter().cloned());
+    Ok(config)
+}
+
+/// Demands that every command can be given something.
+fn check_execs(streams: &StreamOptions, config: &Config) -> Result<()> {
+    let replaced: BTreeMap<&str, &str> = config
+        .delegates
+        .iter()
+        .map(|(from, to)| (from.as_str(), to.as_str()))
+        .collect();
+    let names = || {
+        DELEGATES
+            .iter()
+            .map(|name| replaced.get(name).unwrap_or(name))
+    };
+    for (delegate, _) in &streams.execs {
+        if !names().any(|name| name == delegate) {
+            let near = config::nearest(delegate, names().copied());
+            let text = format!("--exec {delegate}=…: no findings are for `{delegate}`{near}");
+            return Err(Misuse(text).into());
+        }
+    }
+    Ok(())
+}
+
+/// Opens the outputs; `live` says that a trace must not be held up by them.
+fn lines(
+    output: &OutputOptions,
+    streams: &StreamOptions,
+    config: Config,
+    live: bool,
+) -> Result<Lines> {
+    let detector = Detector::with_delegates(config.delegates).with_settings(config.settings);
     Ok(Lines {
-        pipeline: Pipeline::new(Detector::with_delegates(delegates)),
-        sink: sink::open(output)?,
+        pipeline: Pipeline::new(detector),
+        sink: streams::open(sink::open(output)?, streams, live)?,
     })
 }
 
 fn trace(args: &TraceArgs) -> Result<()> {
+    let config = configured(&args.findings)?;
+    check_execs(&args.streams, &config)?;
     let target = Target::new(&args.target)?;
     // What can be refused is refused before a file is made or emptied.
     crate::kernel::host::check_privilege()?;
-    let mut lines = lines(&args.output, args.delegates.delegates.clone())?;
+    let mut lines = lines(&args.output, &args.streams, config, true)?;
     trace::run(target, &args.collect, &mut lines)
 }
 
@@ -87,7 +153,9 @@ fn record(args: &RecordArgs) -> Result<()> {
     trace::run(target, &args.collect, &mut recording)
 }
 
-fn replay(args: ReplayArgs) -> Result<()> {
+fn replay(args: &ReplayArgs) -> Result<()> {
+    let config = configured(&args.findings)?;
+    check_execs(&args.streams, &config)?;
     // Checked before the output file is emptied: it may be asked to replay a file onto itself.
     if args.output.output.as_deref() == Some(args.file.as_path()) {
         bail!(
@@ -95,9 +163,10 @@ fn replay(args: ReplayArgs) -> Result<()> {
             args.file.display()
         );
     }
-    File::open(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    let mut lines = lines(&args.output, args.delegates.delegates)?;
-    replay::run(&args.file, &mut lines)
+    // What is no recording is refused before a file is emptied.
+    let recording = replay::open(&args.file)?;
+    let mut lines = lines(&args.output, &args.streams, config, false)?;
+    recording.play(&mut lines)
 }
 
 fn profile(args: &ProfileArgs) -> Result<()> {
@@ -106,8 +175,8 @@ fn profile(args: &ProfileArgs) -> Result<()> {
         if args.outputs.paths().any(|output| output == file) {
             bail!("{} is both the recording and an output", file.display());
         }
-        File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
-        return replay::run(file, &mut Profiler::new(args.shown, &args.outputs)?);
+        let recording = replay::open(file)?;
+        return recording.play(&mut Profiler::new(args.shown, &args.outputs)?);
     }
     let target = Target::new(&args.target)?;
     crate::kernel::host::check_privilege()?;
@@ -141,6 +210,7 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
     let output = OutputOptions {
         format: Format::Summary,
         output: Some(args.output.clone()),
+        rotate: None,
     };
     let collect = Collect {
         duration: Some(args.duration),
@@ -155,7 +225,7 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
         unsafe_raw: false,
         sizes: Sizes::default(),
     };
-    let mut lines = lines(&output, Vec::new())?;
+    let mut lines = lines(&output, &StreamOptions::default(), Config::default(), true)?;
     trace::run(Target::Pids(vec![pid]), &collect, &mut lines)
 }
 

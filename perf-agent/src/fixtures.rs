@@ -229,6 +229,7 @@ pub fn full_finding() -> Finding {
         gain_bound_ns_per_s: 420_000_000,
         recommendations: vec!["Hold it for less time".into()],
         state: State::New,
+        since: stamp().ts,
         stacks: full_sites(),
     }
 }
@@ -395,6 +396,26 @@ fn full_coverage() -> Coverage {
             bpf_fraction: 0.1,
             rss_bytes: 30 << 20,
         },
+        streams: vec![full_stream()],
+    }
+}
+
+fn full_stream() -> StreamCoverage {
+    StreamCoverage {
+        stream: "exec".into(),
+        name: "database-specialist".into(),
+        readers: 1,
+        refused: 1,
+        lines: 12,
+        dropped: 2,
+        restarts: 1,
+    }
+}
+
+fn full_dropped() -> Dropped {
+    Dropped {
+        stamp: stamp(),
+        lines: 3,
     }
 }
 
@@ -426,6 +447,7 @@ fn full_bye() -> Bye {
         generated: 12,
         received: 11,
         lost: map("ring_full", 1),
+        streams: vec![full_stream()],
         exit_code: Some(0),
     }
 }
@@ -441,6 +463,7 @@ pub fn full_lines() -> Vec<Line> {
         Body::Statements(full_statements()),
         Body::Finding(full_finding()),
         Body::Coverage(full_coverage()),
+        Body::Dropped(full_dropped()),
         Body::Bye(full_bye()),
     ]
     .into_iter()
@@ -459,6 +482,7 @@ fn in_every_type(body: Body) -> Line {
         | Body::Statements(_)
         | Body::Finding(_)
         | Body::Coverage(_)
+        | Body::Dropped(_)
         | Body::Bye(_) => Line::new(body),
     }
 }
@@ -483,6 +507,7 @@ pub fn minimal_lines() -> Vec<Line> {
     statements.statements.clear();
     let mut bye = full_bye();
     bye.lost.clear();
+    bye.streams.clear();
     bye.exit_code = None;
     [
         Body::Hello(hello),
@@ -496,6 +521,7 @@ pub fn minimal_lines() -> Vec<Line> {
             stamp: stamp(),
             ..Coverage::default()
         }),
+        Body::Dropped(full_dropped()),
         Body::Bye(bye),
     ]
     .into_iter()

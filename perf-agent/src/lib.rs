@@ -6,11 +6,13 @@
 pub mod aggregate;
 pub mod cli;
 pub mod commands;
+pub mod config;
 pub mod decode;
 pub mod demo;
 pub mod detect;
 pub mod doctor;
 pub mod drain;
+pub mod explain;
 #[cfg(test)]
 mod fixtures;
 pub mod hash;
@@ -21,6 +23,7 @@ pub mod replay;
 pub mod schema;
 pub mod signals;
 pub mod sink;
+pub mod streams;
 pub mod symbolize;
 pub mod target;
 pub mod trace;

@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("error: {}", perf_agent::commands::one_line(&e));
-            ExitCode::FAILURE
+            ExitCode::from(perf_agent::commands::exit_code(&e))
         }
     }
 }

@@ -38,7 +38,25 @@ pub enum Body {
     Statements(Statements),
     Finding(Finding),
     Coverage(Coverage),
+    Dropped(Dropped),
     Bye(Bye),
+}
+
+impl Body {
+    pub fn stamp(&self) -> &Stamp {
+        match self {
+            Body::Hello(line) => &line.stamp,
+            Body::Ledger(line) => &line.stamp,
+            Body::Syscalls(line) => &line.stamp,
+            Body::Profile(line) => &line.stamp,
+            Body::Connections(line) => &line.stamp,
+            Body::Statements(line) => &line.stamp,
+            Body::Finding(line) => &line.stamp,
+            Body::Coverage(line) => &line.stamp,
+            Body::Dropped(line) => &line.stamp,
+            Body::Bye(line) => &line.stamp,
+        }
+    }
 }
 
 /// Where and when a line was made.
@@ -535,6 +553,8 @@ pub struct Finding {
     /// In order.
     pub recommendations: Vec<String>,
     pub state: State,
+    /// `ts` of the window it was first found in.
+    pub since: String,
     /// Stacks the finding rests on, largest first.
     pub stacks: Vec<Site>,
 }
@@ -579,6 +599,38 @@ pub struct Coverage {
     /// Entries in the kernel side's maps at the end of the window.
     pub maps: BTreeMap<String, u64>,
     pub agent: AgentCost,
+    /// What went to other readers beside standard output and the file, since the coverage before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<StreamCoverage>,
+}
+
+/// What one of `--listen` and `--exec` was given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StreamCoverage {
+    /// `listen` or `exec`.
+    pub stream: String,
+    /// The socket's path; the delegate.
+    pub name: String,
+    /// Readers connected now; 1 while the command runs.
+    pub readers: u64,
+    /// Readers that were turned away because there were too many.
+    pub refused: u64,
+    /// Lines meant for them, summed over the readers.
+    pub lines: u64,
+    /// Of these, those that did not reach them because they did not read; each is told where they
+    /// are missing.
+    pub dropped: u64,
+    /// How often the command was started again.
+    pub restarts: u64,
+}
+
+/// In the stream of a slow reader: lines are missing here.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Dropped {
+    /// Of the last that is missing.
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    pub lines: u64,
 }
 
 /// What could not be read of the sockets' bytes.
@@ -639,6 +691,8 @@ pub struct Bye {
     pub generated: u64,
     pub received: u64,
     pub lost: BTreeMap<String, u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<StreamCoverage>,
     /// Exit code of a command started by the trace; 128 + signal where one ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,

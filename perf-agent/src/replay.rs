@@ -13,15 +13,39 @@ use crate::{
     trace::Consumer,
 };
 
-/// Plays `file`. A recording cut short (the recorder was killed, the disk was full) is played up to
-/// the cut, which is then said on standard error and in `bye`.
+/// A recording whose header has been read.
+pub struct Recording {
+    name: String,
+    reader: Reader<BufReader<File>>,
+}
+
+/// Opens a recording.
 ///
 /// # Errors
-/// It is no recording, or of another version; the output fails.
-pub fn run(file: &Path, consumer: &mut dyn Consumer) -> Result<()> {
-    let name = file.display();
+/// It cannot be read; it is no recording, or of another version.
+pub fn open(file: &Path) -> Result<Recording> {
+    let name = file.display().to_string();
     let input = File::open(file).with_context(|| format!("cannot read {name}"))?;
-    let mut reader = Reader::new(BufReader::new(input)).with_context(|| name.to_string())?;
+    let reader = Reader::new(BufReader::new(input)).with_context(|| name.clone())?;
+    Ok(Recording { name, reader })
+}
+
+impl Recording {
+    /// Plays it. One cut short (the recorder was killed, the disk was full) is played up to the cut,
+    /// which is then said on standard error and in `bye`.
+    ///
+    /// # Errors
+    /// The output fails.
+    pub fn play(self, consumer: &mut dyn Consumer) -> Result<()> {
+        play(self.reader, &self.name, consumer)
+    }
+}
+
+fn play(
+    mut reader: Reader<BufReader<File>>,
+    name: &str,
+    consumer: &mut dyn Consumer,
+) -> Result<()> {
     let mut ended = false;
     let outcome = loop {
         match reader.frame() {
@@ -32,11 +56,11 @@ pub fn run(file: &Path, consumer: &mut dyn Consumer) -> Result<()> {
                 }
             }
             Ok(None) if ended => break Ok(()),
-            Ok(None) => break cut(consumer, &name, "it has no end"),
+            Ok(None) => break cut(consumer, name, "it has no end"),
             Err(e @ (ReadError::Cut(_) | ReadError::Damaged(_))) => {
-                break cut(consumer, &name, &e.to_string());
+                break cut(consumer, name, &e.to_string());
             }
-            Err(e) => return Err(e).with_context(|| name.to_string()),
+            Err(e) => return Err(e).context(name.to_owned()),
         }
     };
     match outcome.and_then(|()| consumer.finish()) {
@@ -45,11 +69,7 @@ pub fn run(file: &Path, consumer: &mut dyn Consumer) -> Result<()> {
     }
 }
 
-fn cut(
-    consumer: &mut dyn Consumer,
-    name: &impl std::fmt::Display,
-    why: &str,
-) -> std::io::Result<()> {
+fn cut(consumer: &mut dyn Consumer, name: &str, why: &str) -> std::io::Result<()> {
     tracing::warn!("{name}: {why}; what was read up to there is shown");
     let end = EndFact {
         reason: "end_of_recording".to_owned(),

@@ -29,6 +29,7 @@ mod tests {
         ".rtt_min_ns",
         ".rtt_ns",
         ".short_lived",
+        ".streams",
         ".slowdown",
         "_stack[].source",
         ".syscall",

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What the tests run beside the agent. Those of the kernel matrix are named there.
-const PACKAGES: [Package; 17] = [
+const PACKAGES: [Package; 18] = [
     Package {
         name: "gcc",
         purpose: "links the tests and compiles their C workloads",
@@ -21,6 +21,10 @@ const PACKAGES: [Package; 17] = [
     Package {
         name: "libc6-dev",
         purpose: "C library those are linked with",
+    },
+    Package {
+        name: "jq",
+        purpose: "the one-liners of the README",
     },
     Package {
         name: "g++",

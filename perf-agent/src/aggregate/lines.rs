@@ -206,6 +206,7 @@ pub fn coverage(
             bpf_fraction: fraction.min(1.0),
             rss_bytes: now.agent_rss_bytes,
         },
+        streams: Vec::new(),
     }
 }
 
@@ -272,6 +273,7 @@ impl Totals {
             generated: last.generated,
             received: last.received,
             lost: self.lost.iter().map(|(k, n)| (k.clone(), *n)).collect(),
+            streams: Vec::new(),
             exit_code: end.exit_code,
         }
     }

@@ -27,7 +27,7 @@ pub mod output;
 pub mod outstanding;
 pub mod postgresql;
 mod redis;
-mod route;
+pub mod route;
 pub mod seek;
 pub mod shapes;
 pub mod sql;

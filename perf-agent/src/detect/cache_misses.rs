@@ -14,16 +14,36 @@
 
 use std::collections::BTreeMap;
 
+use super::settings::{Share, thresholds};
 use super::statements::{self, Ends, asking, in_hand_ns, is_client, shown, working};
 use super::view::{View, ratio};
-use super::{Candidate, evidence};
+use super::{Candidate, Explain, evidence};
 use crate::model::{Level, StatementRow};
 use crate::sink::units;
 
-const MIN_PER_S: u64 = 100;
-const MIN_RATIO: f64 = 0.50;
+thresholds! {
+    /// Fewer look-ups a second are not judged.
+    min_per_s: u64 = 100,
+    /// Part of the look-ups that find something, below which the cache hardly pays.
+    min_hit_ratio: Share = Share(0.5),
+}
+
 /// Below this it hardly ever helps.
 const HOPELESS_RATIO: f64 = 0.10;
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "look-ups in Redis and memcached that find nothing",
+    numbers: &[
+        ("hit_ratio", "part of the look-ups that found something"),
+        ("hits", "look-ups that found something, a second"),
+        ("misses", "look-ups that found nothing, a second"),
+        (
+            "time_in_vain",
+            "time of the latter, a second; what it costs to get the values elsewhere is not in it",
+        ),
+    ],
+    next: "Compare the keys asked for (`statements`, with hits and misses of each) with those that are set, and with expiry and eviction on the server. Where nothing is to be found on purpose (locks, sets of what was seen), leave the rule out or set its threshold.",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let mut peers: BTreeMap<Ends, Vec<&StatementRow>> = BTreeMap::new();
@@ -43,7 +63,8 @@ fn candidate(view: &View, ends: Ends, rows: &[&StatementRow]) -> Option<Candidat
     let hits: u64 = rows.iter().map(|row| row.hits).sum();
     let misses: u64 = rows.iter().map(|row| row.misses).sum();
     let hit_ratio = ratio(hits, hits + misses);
-    if view.per_s(hits + misses) < MIN_PER_S || hit_ratio >= MIN_RATIO {
+    let set = &view.settings.rules.cache_misses;
+    if view.per_s(hits + misses) < set.min_per_s || hit_ratio >= set.min_hit_ratio.0 {
         return None;
     }
     let client = is_client(ends.0);

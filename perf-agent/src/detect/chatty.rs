@@ -16,14 +16,22 @@
 //! time a connection was made in, or acknowledged in; of connections older than the trace only the
 //! latter is known, which a server that answers before it acknowledges makes look longer.
 
+use super::settings::{Share, thresholds};
 use super::statements::{self, Ends, asking, by_ends, in_hand_ns, is_client, statements_of};
-use super::view::{View, mean};
-use super::{Candidate, evidence, n_plus_one, services};
+use super::view::{View, mean, ratio};
+use super::{Candidate, Explain, evidence, n_plus_one, services};
 use crate::model::ConnectionRow;
 use crate::sink::units;
 
-const MIN_PER_S: u64 = 200;
-const MIN_PER_REQUEST: u64 = 10;
+thresholds! {
+    /// Fewer round trips to a peer a second are no chatter.
+    min_per_s: u64 = 200,
+    /// Round trips to a peer for each request served,
+    per_request: u64 = 10,
+    /// or the part of a round trip's time that the way there and back takes.
+    way_share: Share = Share(0.5),
+}
+
 const MAX_FINDINGS: usize = 2;
 
 /// Round trips to one peer.
@@ -36,20 +44,45 @@ struct Trips {
     measured: bool,
 }
 
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "round trips of a client to one peer: how many for each request it serves, and how much of their time is the way there and back",
+    numbers: &[
+        (
+            "round_trips_per_request",
+            "round trips for each request the target served",
+        ),
+        (
+            "round_trips",
+            "round trips a second, without those that n_plus_one tells of",
+        ),
+        (
+            "mean_round_trip",
+            "length of one, with the time the server took",
+        ),
+        ("time", "time of all of them, a second"),
+        (
+            "there_and_back",
+            "the way alone: the least time a connection took to be made, or data to be acknowledged",
+        ),
+    ],
+    next: "See in `statements` which ones are asked most and do not need the answer of the one before: they can go together.",
+};
+
 pub fn find(view: &View) -> Vec<Candidate> {
+    let set = &view.settings.rules.chatty;
     let served = view.statements().filter(|row| !is_client(&row.role));
     let served: u64 = served.map(|row| row.count).sum();
     let ends = by_ends(view).into_iter().filter(|(e, _)| is_client(e.0));
     let found = ends.filter_map(|(ends, connections)| {
         let trips = trips(view, ends, &connections);
-        if view.per_s(trips.count) < MIN_PER_S {
+        if view.per_s(trips.count) < set.min_per_s {
             return None;
         }
-        if served > 0 && trips.count >= served.saturating_mul(MIN_PER_REQUEST) {
+        if served > 0 && trips.count >= served.saturating_mul(set.per_request) {
             return Some(per_request(view, ends, &trips, served));
         }
         let way_ns = trips.way_ns.filter(|_| !services::is_local(ends.2))?;
-        let far = way_ns >= mean(trips.time_ns, trips.count) / 2;
+        let far = ratio(way_ns, mean(trips.time_ns, trips.count)) >= set.way_share.0;
         far.then(|| far_away(view, ends, &trips, way_ns))
     });
     statements::largest(found.collect(), MAX_FINDINGS)
@@ -79,7 +112,7 @@ fn trips(view: &View, ends: Ends, connections: &[&ConnectionRow]) -> Trips {
 
 fn per_request(view: &View, ends: Ends, trips: &Trips, served: u64) -> Candidate {
     let each = trips.count as f64 / served as f64;
-    let spared = (trips.count - served) as f64 / trips.count as f64;
+    let spared = trips.count.saturating_sub(served) as f64 / trips.count as f64;
     let bound_ns = (trips.time_ns as f64 * spared) as u64;
     let mut found = candidate(view, ends, trips, bound_ns);
     found.confidence = 0.7;

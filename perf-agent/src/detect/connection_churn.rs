@@ -15,20 +15,51 @@
 //! Cannot be known: more than the 100 connections of a window that moved most bytes: the rate is a least
 //! one. What a login costs the server's other processes.
 
+use super::settings::thresholds;
 use super::statements::{
     self, Ends, asking, by_ends, in_hand_ns, is_client, statements_of, working,
 };
 use super::view::{View, net, ratio};
-use super::{Candidate, evidence};
+use super::{Candidate, Explain, evidence};
 use crate::model::{ConnectionRow, Level};
 use crate::sink::units;
 
-const MIN_PER_S: u64 = 10;
+thresholds! {
+    /// Connections to a peer a second that are made and closed again,
+    min_per_s: u64 = 10,
+    /// with at most so many exchanges each.
+    max_exchanges: u64 = 3,
+}
+
 const MIN_COUNT: u64 = 10;
-const MAX_EXCHANGES: u64 = 3;
 const MAX_FINDINGS: usize = 2;
 
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "connections that are made, used for very few exchanges and closed, by peer",
+    numbers: &[
+        (
+            "connections",
+            "such connections a second, at the least: a window has the 100 that moved most bytes",
+        ),
+        ("exchanges_per_connection", "exchanges on one, on average"),
+        (
+            "beyond_statements",
+            "time a client waited for peers, or a server worked, beyond the statements, a second: connecting, encrypting, logging in",
+        ),
+        (
+            "in_statements",
+            "time of the statements themselves, a second",
+        ),
+        (
+            "connecting",
+            "time until the connections were made, a second",
+        ),
+    ],
+    next: "See where the program opens its connections, and keep them in a pool; of a driver, see whether its pool is on and large enough.",
+};
+
 pub fn find(view: &View) -> Vec<Candidate> {
+    let set = &view.settings.rules.connection_churn;
     let ends = by_ends(view).into_iter();
     let found = ends.filter_map(|(ends, connections)| {
         let unix = ends.2.starts_with(['/', '@']);
@@ -43,9 +74,9 @@ pub fn find(view: &View) -> Vec<Candidate> {
         let used: u64 = short.iter().map(|c| c.exchanges).sum();
         let all: u64 = connections.iter().map(|c| c.exchanges).sum();
         let churn = ended >= MIN_COUNT
-            && view.per_s(ended) >= MIN_PER_S
+            && view.per_s(ended) >= set.min_per_s
             && used > 0
-            && all <= n * MAX_EXCHANGES;
+            && all <= n.saturating_mul(set.max_exchanges);
         churn.then(|| candidate(view, ends, &short, used))
     });
     statements::largest(found.collect(), MAX_FINDINGS)

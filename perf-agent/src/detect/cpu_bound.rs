@@ -5,21 +5,49 @@
 
 use std::collections::BTreeMap;
 
+use super::settings::{Share, thresholds};
 use super::view::{View, cpu, demand, hot_function, ratio};
-use super::{Candidate, evidence, top_stacks};
+use super::{Candidate, Explain, evidence, top_stacks};
 use crate::model::{Level, Site, ThreadLedger};
 use crate::sink::units;
 
-/// From this share of its life on the CPU or waiting for one a thread counts as computing.
-const BUSY: f64 = 0.5;
-/// A function is worth naming from this share of the samples; below, the profile is flat and the
-/// function in front changes from window to window.
-const HOT: f64 = 0.2;
+thresholds! {
+    /// From this share of its life on the CPU or waiting for one a thread counts as computing.
+    busy: Share = Share(0.5),
+    /// A function is worth naming from this share of the samples; below, the profile is flat and the
+    /// function in front changes from window to window.
+    hot: Share = Share(0.2),
+}
+
 /// Samples that a share can be trusted from: at 20, ±22 percentage points (95 %).
 const ENOUGH_SAMPLES: u64 = 20;
 /// From this ratio of lock waits it causes to its CPU time, a thread computes inside a critical
 /// section, and the lock is the bottleneck rather than the computing.
 const HOLDS_LOCK: f64 = 0.25;
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "threads that are on a CPU, or waiting for one, for most of their life, and processes that come and go",
+    numbers: &[
+        ("cpu_time", "CPU time of the threads that compute, a second"),
+        ("cores_used", "the same, in cores"),
+        (
+            "hottest_function_share",
+            "part of the CPU samples that fell into the function named",
+        ),
+        ("kernel_share", "part of the CPU time spent in the kernel"),
+        ("busy_threads", "how many threads compute"),
+        (
+            "busiest_thread_demand",
+            "part of its life the busiest of them ran or wanted to",
+        ),
+        (
+            "lock_waits_caused",
+            "time others waited for a lock that these threads released",
+        ),
+        ("processes", "short-lived processes started a second"),
+    ],
+    next: "See the hot call paths: `perf-agent profile -p PID`. Then make that code do less, or spread it over threads.",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let mut found = Vec::new();
@@ -60,18 +88,21 @@ fn hottest(view: &View) -> Hottest {
         .as_ref()
         .map_or(0.0, |(_, ns)| ratio(*ns, sites_ns + rest_ns));
     Hottest {
-        function: top.map(|(name, _)| name).filter(|_| share >= HOT),
+        function: top
+            .map(|(name, _)| name)
+            .filter(|_| share >= view.settings.rules.cpu_bound.hot.0),
         share,
         samples,
     }
 }
 
 fn threads(view: &View) -> Option<Candidate> {
+    let busy_from = view.settings.rules.cpu_bound.busy.0;
     let all = &view.ledger.threads;
-    let busy: Vec<&ThreadLedger> = all.iter().filter(|t| demand(t) >= BUSY).collect();
+    let busy: Vec<&ThreadLedger> = all.iter().filter(|t| demand(t) >= busy_from).collect();
     let bound_ns: u64 = busy.iter().map(|t| cpu(&t.classes)).sum();
     let saturation = view.saturation();
-    if bound_ns == 0 || saturation < BUSY {
+    if bound_ns == 0 || saturation < busy_from {
         return None;
     }
     let hot = hottest(view);

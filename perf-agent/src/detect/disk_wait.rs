@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::view::{View, class, mean, ratio};
-use super::{Candidate, DATABASE_SPECIALIST, evidence, top_stacks};
+use super::{Candidate, DATABASE_SPECIALIST, Explain, evidence, top_stacks};
 use crate::model::{BlockIo, Detail, Evidence, Site};
 use crate::sink::units;
 
@@ -29,6 +29,21 @@ const DATABASES: &[&str] = &[
 ];
 /// Families with a finding of their own; the rest is one.
 const MAX_FAMILIES: usize = 2;
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "time blocked on storage, by files that belong together and by call",
+    numbers: &[
+        ("wait", "thread time spent waiting for it, a second"),
+        ("waits", "waits that ended, a second"),
+        ("mean_wait", "length of one"),
+        ("max_wait", "the longest one since the attach"),
+        ("fsync_share", "part of it inside fsync and its kind"),
+        ("device_mean", "a request’s time at the busiest device"),
+        ("device_p99", "99 of 100 requests are shorter"),
+        ("device_mean_size", "bytes of a request"),
+    ],
+    next: "Compare the wait with the device’s own time: if that is short, fewer calls help; if it is long, the device does not keep up.",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let total_ns = view.class("disk");

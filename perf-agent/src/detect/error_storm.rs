@@ -1,23 +1,40 @@
 //! CPU time spent on system calls that fail.
 
+use super::settings::{Share, thresholds};
 use super::syscall_storm::{cheap_ns, kernel_part};
 use super::view::{View, cpu, is_poll, ratio};
-use super::{Candidate, evidence};
+use super::{Candidate, Explain, evidence};
 use crate::model::{Level, SyscallRow};
 use crate::sink::units;
 
-/// Fewer failures a second, or a smaller share of the calls, are everyday life.
-const MIN_ERRORS_PER_S: u64 = 100;
-const MIN_SHARE: f64 = 0.10;
+thresholds! {
+    /// Fewer failures of a call a second are everyday life.
+    min_errors_per_s: u64 = 100,
+    /// So is a smaller share of the calls.
+    min_share: Share = Share(0.1),
+    /// Answers that say "not yet" (EAGAIN, EINTR, ETIMEDOUT, ...) count only from this many a second,
+    extreme_per_s: u64 = 10_000,
+    /// and where nearly every call gets one.
+    extreme_share: Share = Share(0.9),
+}
+
 /// "Not yet", not "no": non-blocking I/O, timed waits and signals answer so in good health.
 const NOT_YET: &[&str] = &["EAGAIN", "EWOULDBLOCK", "EINTR", "ETIMEDOUT", "EINPROGRESS"];
-/// Such answers count only where nearly every call gets one, very often, and the call is not one
-/// that exists to wait (polls, and these).
-const EXTREME_PER_S: u64 = 10_000;
-const EXTREME_SHARE: f64 = 0.90;
+/// Calls that exist to wait, beside polls: a "not yet" of theirs never counts.
 const WAITING_CALLS: &[&str] = &["futex", "futex_waitv", "io_uring_enter", "rt_sigtimedwait"];
 /// Findings a window, largest first.
 const MAX_FINDINGS: usize = 2;
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "system calls that fail, and the CPU time they take",
+    numbers: &[
+        ("errors", "failures a second, by the error named"),
+        ("share_of_calls", "part of the calls that fail so"),
+        ("median_call", "how long such a call takes"),
+        ("kernel_cpu", "most of the CPU time that can be theirs"),
+    ],
+    next: "Find the caller in the stacks shown and stop it from asking for what is not there; keep negative answers.",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let mut found: Vec<Candidate> = view
@@ -33,14 +50,15 @@ pub fn find(view: &View) -> Vec<Candidate> {
 }
 
 fn is_storm(view: &View, row: &SyscallRow, errno: &str, errors: u64) -> bool {
+    let set = &view.settings.rules.error_storm;
     let (rate, share) = (view.per_s(errors), ratio(errors, row.count));
     if NOT_YET.contains(&errno) {
-        return rate >= EXTREME_PER_S
-            && share >= EXTREME_SHARE
+        return rate >= set.extreme_per_s
+            && share >= set.extreme_share.0
             && !is_poll(&row.name)
             && !WAITING_CALLS.contains(&row.name.as_str());
     }
-    rate >= MIN_ERRORS_PER_S && share >= MIN_SHARE
+    rate >= set.min_errors_per_s && share >= set.min_share.0
 }
 
 fn candidate(view: &View, row: &SyscallRow, errno: &str, errors: u64) -> Candidate {

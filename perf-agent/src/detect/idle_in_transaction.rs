@@ -12,15 +12,38 @@
 //! PostgreSQL a whole process) was taken up without doing anything. What others waited for its locks is
 //! not known here, so the impact is medium at most.
 
+use super::settings::{Share, Time, thresholds};
 use super::statements::{self, by_ends, is_client, living};
 use super::view::{View, mean, ratio};
-use super::{Candidate, evidence};
+use super::{Candidate, Explain, evidence};
 use crate::model::{ConnectionRow, Level};
 use crate::sink::units;
 
-const MIN_SHARE: f64 = 0.25;
-const MIN_GAP_NS: u64 = 10_000_000;
+thresholds! {
+    /// Part of the window for which a connection was idle in a transaction,
+    min_share: Share = Share(0.25),
+    /// with gaps of this length after its statements on average: a busy client leaves short ones.
+    min_gap: Time = Time(10_000_000),
+}
+
 const MAX_FINDINGS: usize = 2;
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "the time a server waits, inside a transaction, for the next statement of its client, seen from either end",
+    numbers: &[
+        (
+            "idle_in_transaction",
+            "time the connections named were idle in a transaction, a second, summed over them",
+        ),
+        ("connections", "how many of them"),
+        (
+            "longest",
+            "the most that one of them was idle so, in the window",
+        ),
+        ("mean_gap", "time idle in a transaction for each exchange"),
+    ],
+    next: "Find what the client does between its statements: its classes in `ledger`, and `perf-agent profile -p PID` of it.",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let ends = by_ends(view).into_iter();
@@ -33,8 +56,9 @@ pub fn find(view: &View) -> Vec<Candidate> {
 
 fn is_held(view: &View, connection: &ConnectionRow) -> bool {
     let idle_ns = connection.idle_in_transaction_ns;
-    ratio(idle_ns, view.wall_ns()) >= MIN_SHARE
-        && idle_ns / connection.exchanges.max(1) >= MIN_GAP_NS
+    let set = &view.settings.rules.idle_in_transaction;
+    ratio(idle_ns, view.wall_ns()) >= set.min_share.0
+        && idle_ns / connection.exchanges.max(1) >= set.min_gap.0
 }
 
 fn candidate(view: &View, ends: statements::Ends, held: &[&ConnectionRow]) -> Candidate {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::view::{View, class, mean, own_function, ratio};
-use super::{Candidate, evidence, top_stacks};
+use super::{Candidate, Explain, evidence, top_stacks};
 use crate::model::{Detail, Lock, Site, ThreadLedger};
 use crate::sink::units;
 
@@ -21,6 +21,22 @@ struct Group<'a> {
     locks: Vec<&'a Lock>,
     wait_ns: u64,
 }
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "time blocked on mutexes, read-write locks and file locks, by the function that waits",
+    numbers: &[
+        ("wait", "thread time spent waiting for it, a second"),
+        ("waits", "waits that ended, a second"),
+        ("mean_wait", "length of one"),
+        ("max_wait", "the longest one since the attach"),
+        ("waiters", "threads that waited"),
+        (
+            "top_holder_share",
+            "part of the waits that the thread named ended by letting go",
+        ),
+    ],
+    next: "Look at what the holder does while it holds the lock (its stacks, its classes in `ledger`), and move that out.",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let mut groups: Vec<(String, Group)> = groups(view).into_iter().collect();

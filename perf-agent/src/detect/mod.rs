@@ -1,6 +1,6 @@
 //! Bottlenecks: rules over one window of one process, pure functions of the report.
 //!
-//! A rule is one file here and one line in [`RULES`]. It proposes [`Candidate`]s; what is the same
+//! A rule is one file here and one entry in [`RULES`]. It proposes [`Candidate`]s; what is the same
 //! for all of them happens here: the floor of 1 % of wall time, the impact, the stable id, the
 //! order, and what became of findings from window to window.
 
@@ -10,6 +10,7 @@ mod connection_churn;
 mod cpu_bound;
 mod disk_wait;
 mod error_storm;
+pub mod explain;
 mod idle_in_transaction;
 mod lock_contention;
 mod n_plus_one;
@@ -19,17 +20,22 @@ mod pool_saturation;
 mod retransmits;
 mod run_queue;
 mod services;
+pub mod settings;
 mod sleep_poll;
 mod slow_statement;
 mod statement_errors;
 mod statements;
 mod syscall_storm;
+mod target_missed;
+pub mod targets;
 mod view;
 
 use std::collections::BTreeMap;
 
 use crate::hash::fnv1a;
 use crate::model::{Evidence, Finding, Level, Site, State, WindowReport};
+use explain::Explain;
+use settings::Settings;
 use view::View;
 
 pub(crate) use view::{hot_function, is_own};
@@ -39,6 +45,8 @@ pub struct Rule {
     /// The finding's `category`.
     pub name: &'static str,
     find: fn(&View) -> Vec<Candidate>,
+    /// What `perf-agent explain` says of it.
+    pub explain: Explain,
 }
 
 /// Every rule.
@@ -46,87 +54,109 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "cpu_bound",
         find: cpu_bound::find,
+        explain: cpu_bound::EXPLAIN,
     },
     Rule {
         name: "run_queue",
         find: run_queue::find,
+        explain: run_queue::EXPLAIN,
     },
     Rule {
         name: "lock_contention",
         find: lock_contention::find,
+        explain: lock_contention::EXPLAIN,
     },
     Rule {
         name: "disk_wait",
         find: disk_wait::find,
+        explain: disk_wait::EXPLAIN,
     },
     Rule {
         name: "page_faults",
         find: page_faults::find,
+        explain: page_faults::EXPLAIN,
     },
     Rule {
         name: "network_wait",
         find: network_wait::find,
+        explain: network_wait::EXPLAIN,
     },
     Rule {
         name: "syscall_storm",
         find: syscall_storm::find,
+        explain: syscall_storm::EXPLAIN,
     },
     Rule {
         name: "error_storm",
         find: error_storm::find,
+        explain: error_storm::EXPLAIN,
     },
     Rule {
         name: "sleep_poll",
         find: sleep_poll::find,
+        explain: sleep_poll::EXPLAIN,
+    },
+    Rule {
+        name: "target_missed",
+        find: target_missed::find,
+        explain: target_missed::EXPLAIN,
     },
     Rule {
         name: "slow_statement",
         find: slow_statement::find,
+        explain: slow_statement::EXPLAIN,
     },
     Rule {
         name: "n_plus_one",
         find: n_plus_one::find,
+        explain: n_plus_one::EXPLAIN,
     },
     Rule {
         name: "chatty",
         find: chatty::find,
+        explain: chatty::EXPLAIN,
     },
     Rule {
         name: "idle_in_transaction",
         find: idle_in_transaction::find,
+        explain: idle_in_transaction::EXPLAIN,
     },
     Rule {
         name: "connection_churn",
         find: connection_churn::find,
+        explain: connection_churn::EXPLAIN,
     },
     Rule {
         name: "pool_saturation",
         find: pool_saturation::find,
+        explain: pool_saturation::EXPLAIN,
     },
     Rule {
         name: "statement_errors",
         find: statement_errors::find,
+        explain: statement_errors::EXPLAIN,
     },
     Rule {
         name: "cache_misses",
         find: cache_misses::find,
+        explain: cache_misses::EXPLAIN,
     },
     Rule {
         name: "retransmits",
         find: retransmits::find,
+        explain: retransmits::EXPLAIN,
     },
 ];
 
 /// Who acts on a finding by default.
 pub const PERFORMANCE_ENGINEER: &str = "performance-engineer";
 pub const DATABASE_SPECIALIST: &str = "database-specialist";
+/// All of them.
+pub const DELEGATES: &[&str] = &[PERFORMANCE_ENGINEER, DATABASE_SPECIALIST, "ml-orchestrator"];
 
 /// Windows shorter than this are not judged: a burst in the last few milliseconds of a trace would
 /// read as a saturated process.
 const MIN_WINDOW_NS: u64 = 50_000_000;
-/// Windows a finding may be missing before it counts as resolved; a bottleneck near the floor
-/// comes and goes.
-const RESOLVED_AFTER: u32 = 3;
 /// Stacks shown with a finding.
 const MAX_STACKS: usize = 3;
 
@@ -147,12 +177,14 @@ struct Candidate {
     /// The impact is at most this, where the rule knows why it cannot matter more.
     impact_cap: Level,
     /// Told even below the floor, with at least this impact: what it is worth is not time of the
-    /// target's threads.
+    /// target's threads, or the user asked to be told.
     always: Option<Level>,
     /// The peer whose waits it explains.
     peer: Option<String>,
     effort: Level,
     confidence: f64,
+    /// Keeps a finding that is there already, and begins none.
+    only_if_known: bool,
     evidence: Vec<Evidence>,
     recommendations: Vec<String>,
     stacks: Vec<Site>,
@@ -175,21 +207,16 @@ impl Candidate {
             peer: None,
             effort: Level::Medium,
             confidence: 0.5,
+            only_if_known: false,
             evidence: Vec::new(),
             recommendations: Vec::new(),
             stacks: Vec::new(),
         }
     }
-}
 
-impl Candidate {
     fn impact(&self, view: &View) -> Level {
-        let of_time = impact(
-            self.bound_ns,
-            view.wall_ns(),
-            view.lifetime_ns(),
-            self.share,
-        );
+        let (wall_ns, lifetime_ns) = (view.wall_ns(), view.lifetime_ns());
+        let of_time = impact(self.bound_ns, wall_ns, lifetime_ns, self.share);
         self.always
             .map_or(of_time, |least| of_time.max(least))
             .min(self.impact_cap)
@@ -279,6 +306,7 @@ struct Known {
 #[derive(Default)]
 pub struct Detector {
     delegates: BTreeMap<String, String>,
+    settings: Settings,
     known: BTreeMap<(u32, String), Known>,
 }
 
@@ -291,8 +319,14 @@ impl Detector {
     pub fn with_delegates(delegates: impl IntoIterator<Item = (String, String)>) -> Self {
         Detector {
             delegates: delegates.into_iter().collect(),
-            known: BTreeMap::new(),
+            ..Detector::default()
         }
+    }
+
+    /// With thresholds and targets of the user's.
+    pub fn with_settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
     }
 
     /// The findings of a window, those worth most first, then the resolved ones.
@@ -302,9 +336,11 @@ impl Detector {
         }
         let mut findings = BTreeMap::new();
         for process in &report.processes {
-            let view = View::new(process);
+            let view = View::with(process, &self.settings);
+            let off = |rule: &&Rule| self.settings.off.iter().any(|off| off.0 == rule.name);
             let found = RULES
                 .iter()
+                .filter(|rule| !off(rule))
                 .flat_map(|rule| (rule.find)(&view).into_iter().map(move |c| (rule, c)));
             for (rule, candidate) in without_what_others_explain(&view, found.collect()) {
                 self.keep(rule, &view, candidate, &mut findings);
@@ -326,13 +362,18 @@ impl Detector {
         findings: &mut BTreeMap<(u32, String), Finding>,
     ) {
         let wall_ns = view.wall_ns();
-        let matters = candidate.always.is_some() || candidate.bound_ns >= view.floor_ns();
-        if wall_ns == 0 || !matters {
+        let least_ns = self.settings.general.min_gain.0 * wall_ns as f64;
+        let pays = candidate.bound_ns > 0 && candidate.bound_ns as f64 >= least_ns;
+        if wall_ns == 0 || !pays && candidate.always.is_none() {
             return;
         }
         let who = view.who().clone();
         let hash = fnv1a(&[rule.name, &who.comm, &candidate.key]);
         let key = (who.pid, format!("{hash:016x}"));
+        let known = self.known.get(&key);
+        if candidate.only_if_known && known.is_none() {
+            return;
+        }
         let bound = view.per_s(candidate.bound_ns);
         if findings
             .get(&key)
@@ -359,10 +400,13 @@ impl Detector {
             evidence: candidate.evidence,
             gain_bound_ns_per_s: bound,
             recommendations: candidate.recommendations,
-            state: match self.known.contains_key(&key) {
-                true => State::Ongoing,
-                false => State::New,
+            state: match known {
+                Some(_) => State::Ongoing,
+                None => State::New,
             },
+            since: known
+                .map_or(&view.ledger.stamp.ts, |k| &k.finding.since)
+                .clone(),
             stacks: candidate.stacks,
             who,
         };
@@ -375,13 +419,14 @@ impl Detector {
         report: &WindowReport,
         findings: &BTreeMap<(u32, String), Finding>,
     ) -> Vec<Finding> {
+        let resolved_after = self.settings.general.resolved_after;
         let mut resolved = Vec::new();
         self.known.retain(|key, known| {
             if findings.contains_key(key) {
                 return true;
             }
             known.absent += 1;
-            if known.absent < RESOLVED_AFTER {
+            if known.absent < resolved_after {
                 return true;
             }
             let mut finding = known.finding.clone();
@@ -390,7 +435,7 @@ impl Detector {
             finding.state = State::Resolved;
             // Lines speak of their own window, and in this one there is nothing to gain.
             finding.gain_bound_ns_per_s = 0;
-            let windows = u64::from(RESOLVED_AFTER);
+            let windows = u64::from(known.absent);
             finding.evidence = vec![evidence(
                 "windows_without_it",
                 windows as f64,

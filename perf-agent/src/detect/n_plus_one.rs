@@ -17,11 +17,18 @@
 //! Cannot be known: whether the rows could have been asked for together (each may depend on the one
 //! before), and two shapes in turn within one loop, which make no run.
 
+use super::settings::thresholds;
 use super::statements::{self, asking, in_hand_ns, is_client, service, shown, working};
 use super::view::{View, mean, ratio};
-use super::{Candidate, evidence};
+use super::{Candidate, Explain, evidence};
 use crate::model::{Level, StatementRow};
 use crate::sink::units;
+
+thresholds! {
+    /// Mean length of a statement's runs, in exchanges, from which they are told. Runs of fewer than
+    /// five are not counted at all.
+    min_run: u64 = 5,
+}
 
 const MAX_FINDINGS: usize = 3;
 /// What begins a session and leads to nothing.
@@ -35,6 +42,22 @@ const WRITES: &[&str] = &[
 ];
 /// Rows from which a run is hardly chance.
 const LONG_RUN: u64 = 20;
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "statements asked again and again on one connection, one after the other, after a statement of another shape that led to them",
+    numbers: &[
+        ("run_length", "how often in a row, on average"),
+        ("longest_run", "the longest run of the window"),
+        ("runs", "runs that ended, a second"),
+        ("median", "half of the single statements take less"),
+        (
+            "time",
+            "time the statement took altogether, a second, in runs or not",
+        ),
+        ("share_in_runs", "part of its exchanges that were in runs"),
+    ],
+    next: "Find the loop: the stacks shown with the finding are where the client waits for the answers. Then ask for all rows at once.",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let rows = view.statements().filter(|row| is_run(view, row));
@@ -52,7 +75,9 @@ pub fn is_run(view: &View, row: &StatementRow) -> bool {
         other.text == *led_by
             && (&other.role, &other.protocol, &other.peer) == (&row.role, &row.protocol, &row.peer)
     });
-    row.runs > 0 && !setup && leader && !statements::is_pipelined(row) && statements::is_judged(row)
+    let min_run = view.settings.rules.n_plus_one.min_run;
+    let long = row.runs > 0 && row.run_exchanges >= row.runs.saturating_mul(min_run);
+    long && !setup && leader && !statements::is_pipelined(row) && statements::is_judged(row)
 }
 
 /// Exchanges of the window that one for each run would spare.

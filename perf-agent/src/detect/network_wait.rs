@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 
 use super::services::{self, API, DATABASE, Service};
+use super::settings::{Time, thresholds};
 use super::view::{View, class, mean, net, ratio};
-use super::{Candidate, evidence, statements, top_stacks};
+use super::{Candidate, Explain, evidence, statements, top_stacks};
 use crate::model::{Detail, Evidence, Level, Site};
 use crate::sink::units;
 
 /// Peers with a finding of their own.
 const MAX_PEERS: usize = 3;
-/// From this mean a wait for an unknown peer is as likely a subscription as a slow reply.
-const LONG_WAIT_NS: u64 = 1_000_000_000;
+
+thresholds! {
+    /// From this mean a wait for an unknown peer is as likely a subscription as a slow reply.
+    long_wait: Time = Time(1_000_000_000),
+}
 
 /// Waits for one peer.
 struct Waits<'a> {
@@ -21,6 +25,25 @@ struct Waits<'a> {
     sum_ns: u64,
     count: u64,
 }
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "time blocked for an answer of a peer, for a connection to it, or for room to send",
+    numbers: &[
+        ("wait", "thread time spent waiting for it, a second"),
+        ("waits", "waits that ended, a second"),
+        ("mean_wait", "length of one"),
+        ("max_wait", "the longest one since the attach"),
+        (
+            "share_of_thread_time",
+            "part of the whole process’s thread time",
+        ),
+        (
+            "wait_per_cpu_time",
+            "waiting by computing: far above 1, the peer sets the pace",
+        ),
+    ],
+    next: "See what was asked: the `statements` of the same window. If the peer can be traced, trace it as well.",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let mut peers: BTreeMap<String, Waits> = BTreeMap::new();
@@ -87,16 +110,17 @@ fn candidate(view: &View, waits: &Waits) -> Candidate {
     found.peer = Some(waits.peer.clone());
     let sending = mostly(waits, "net.send");
     let connecting = mostly(waits, "net.connect");
+    let long_ns = view.settings.rules.network_wait.long_wait.0;
     let events = waits.service.is_none_or(|service| service.waits_for_events);
     // That the thread waits is measured. What is uncertain is whether a reply was due: sure for a
     // database that only answers, likely for short waits, a guess for long ones.
     found.confidence = match waits.service {
         _ if waits.count == 0 => 0.5,
-        _ if events && mean_ns >= LONG_WAIT_NS => 0.3,
+        _ if events && mean_ns >= long_ns => 0.3,
         Some(_) => 0.85,
         None => 0.7,
     };
-    if events && mean_ns >= LONG_WAIT_NS {
+    if events && mean_ns >= long_ns {
         found.impact_cap = Level::Low;
     }
     found.area = API;

@@ -1,7 +1,7 @@
 //! Page faults: threads asleep until a page is read back, and CPU time spent on mapping fresh ones.
 
 use super::view::{View, class, cpu, mean, ratio};
-use super::{Candidate, evidence, top_stacks};
+use super::{Candidate, Explain, evidence, top_stacks};
 use crate::model::Level;
 use crate::sink::units;
 
@@ -12,6 +12,22 @@ const MINOR_FAULT_NS: u64 = 2_000;
 
 /// Samples in faults from which their CPU time is taken as measured (a relative error of 1/√10).
 const MIN_SAMPLES: u64 = 10;
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "time asleep until a page is read, and CPU time spent on mapping pages",
+    numbers: &[
+        ("major_faults", "faults a second that had to read"),
+        ("minor_faults", "faults a second that had not to"),
+        ("asleep", "thread time asleep in faults, a second"),
+        ("mean_sleep", "length of one sleep"),
+        ("cpu", "CPU time in faults, a second, measured by samples"),
+        (
+            "cpu_bound",
+            "the most it can be, where too few samples fell",
+        ),
+    ],
+    next: "Asleep: look for memory pressure. On the CPU: find who maps and unmaps again and again (`perf-agent profile`).",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let faults = &view.ledger.faults;

@@ -12,18 +12,48 @@
 //! looks the same, so the confidence is low and the impact medium at most. Programs whose tasks wait
 //! without blocking a thread (Go, asyncio, Node) do not show it.
 
+use super::settings::{Share, thresholds};
 use super::statements::{
     self, Ends, asking, by_ends, in_hand_ns, is_client, living, statements_of,
 };
 use super::view::{View, ratio};
-use super::{Candidate, evidence, top_stacks};
+use super::{Candidate, Explain, evidence, top_stacks};
 use crate::model::{ConnectionRow, Level, Site};
 use crate::sink::units;
 
-const MIN_UTILISATION: f64 = 0.85;
+thresholds! {
+    /// Part of the time for which the connections to a server have a request in flight.
+    utilisation: Share = Share(0.85),
+}
+
 /// Requests that may be made with one connection before it is given back.
 const MAX_REQUESTS_PER_WAIT: u64 = 20;
 const ONE_AT_A_TIME: &[&str] = &["postgresql", "mysql", "redis", "memcached", "http"];
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "clients whose connections to a server all have a request in flight nearly all the time, while other threads of theirs wait",
+    numbers: &[
+        ("connections", "connections in use"),
+        (
+            "utilisation",
+            "part of the time they have a request in flight",
+        ),
+        (
+            "in_flight_at_end",
+            "requests without an answer when the window ended",
+        ),
+        ("threads", "threads that lived for most of the window"),
+        (
+            "waiting_threads",
+            "threads asleep on futexes at a time, on average",
+        ),
+        (
+            "asking",
+            "time the threads worked or waited for peers, a second",
+        ),
+    ],
+    next: "See in the stacks shown whether the threads wait in the pool of the driver. If so, shorten what holds the connections before making the pool larger.",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let waits: Vec<&Site> = view
@@ -57,7 +87,7 @@ fn pool(
     let utilisation = ratio(busy_ns, size.saturating_mul(wall_ns));
     let saturated = size > 0
         && threads > size
-        && utilisation >= MIN_UTILISATION
+        && utilisation >= view.settings.rules.pool_saturation.utilisation.0
         && wait_ns >= wall_ns
         && ended.saturating_mul(MAX_REQUESTS_PER_WAIT) >= requests;
     if !saturated {

@@ -15,21 +15,29 @@
 //! Cannot be known: where on the path it happens; how many segments there were; a longer way from a
 //! peer that acknowledges later than that.
 
+use super::settings::{Share, Time, thresholds};
 use super::statements::{Ends, host, is_client};
 use super::view::{View, mean, net, ratio};
-use super::{Candidate, evidence};
+use super::{Candidate, Explain, evidence};
 use crate::model::{ConnectionRow, Level};
 use crate::sink::units;
 use std::collections::BTreeMap;
 
-const MIN_RETRANSMITS: u64 = 5;
-const MIN_LOSS: f64 = 0.01;
+thresholds! {
+    /// Segments sent again in a window,
+    min_retransmits: u64 = 5,
+    /// and their share of the segments there were.
+    min_share: Share = Share(0.01),
+    /// A round trip is long at so many times the connection's smallest one,
+    times_longer: u64 = 3,
+    /// if it is longer by this much: a peer may acknowledge late.
+    longer_by: Time = Time(50_000_000),
+}
+
 /// Payload of a segment on an Ethernet.
 const SEGMENT_BYTES: u64 = 1448;
 /// Linux's least retransmission timeout.
 const TIMEOUT_NS: u64 = 200_000_000;
-const LONGER: u64 = 3;
-const LATE_ACK_NS: u64 = 50_000_000;
 const MAX_FINDINGS: usize = 2;
 
 /// What went on with one peer.
@@ -46,22 +54,43 @@ struct Path {
     rtt_min_ns: u64,
 }
 
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "segments of TCP sent again, and round trips far above the smallest one of their connection, by host",
+    numbers: &[
+        ("retransmits", "segments sent again, a second"),
+        (
+            "share_of_segments",
+            "the same as a part of all segments there were at the least, told by bytes and exchanges",
+        ),
+        (
+            "round_trip",
+            "the smoothed round trip of the connections on which it is long, 0 if there is none",
+        ),
+        (
+            "least_round_trip",
+            "the smallest one of the same connections",
+        ),
+        ("connections", "connections to that host"),
+    ],
+    next: "Find where on the path segments are dropped or queued: `ethtool -S` and `tc -s qdisc` on both ends, `mtr` between them.",
+};
+
 pub fn find(view: &View) -> Vec<Candidate> {
+    let set = &view.settings.rules.retransmits;
     let mut paths: BTreeMap<Ends, Path> = BTreeMap::new();
     for connection in view.connections() {
         let ends = (connection.role.as_str(), "", host(&connection.peer));
-        paths.entry(ends).or_default().add(connection);
+        paths.entry(ends).or_default().add(connection, set);
     }
-    let paths = paths.iter().filter(|(ends, path)| {
-        let lossy = path.retransmits >= MIN_RETRANSMITS && path.loss() >= MIN_LOSS;
-        !ends.2.is_empty() && (lossy || path.slower > 0)
-    });
+    let paths = paths
+        .iter()
+        .filter(|(ends, path)| !ends.2.is_empty() && (path.loses(set) || path.slower > 0));
     let found = paths.map(|(ends, path)| candidate(view, *ends, path));
     super::statements::largest(found.collect(), MAX_FINDINGS)
 }
 
 impl Path {
-    fn add(&mut self, c: &ConnectionRow) {
+    fn add(&mut self, c: &ConnectionRow, set: &Thresholds) {
         self.connections += 1;
         self.retransmits += c.retransmits;
         self.segments += c.tx_bytes.div_ceil(SEGMENT_BYTES).max(c.exchanges).max(1);
@@ -69,14 +98,18 @@ impl Path {
             return;
         };
         let excess_ns = rtt_ns.saturating_sub(least_ns);
-        if c.exchanges > 0 && rtt_ns >= least_ns.saturating_mul(LONGER) && excess_ns >= LATE_ACK_NS
-        {
+        let long = rtt_ns >= least_ns.saturating_mul(set.times_longer);
+        if c.exchanges > 0 && long && excess_ns >= set.longer_by.0 {
             self.slower += 1;
             self.slower_exchanges += c.exchanges;
             self.excess_ns += excess_ns.saturating_mul(c.exchanges);
             self.rtt_ns += rtt_ns;
             self.rtt_min_ns += least_ns;
         }
+    }
+
+    fn loses(&self, set: &Thresholds) -> bool {
+        self.retransmits >= set.min_retransmits.max(1) && self.loss() >= set.min_share.0
     }
 
     fn loss(&self) -> f64 {
@@ -92,12 +125,13 @@ fn candidate(view: &View, (role, _, peer): Ends, path: &Path) -> Candidate {
     let mut found = Candidate::new(format!("{role} {peer}"), bound_ns, share);
     found.subject = format!("the path to {peer}");
     found.effort = Level::High;
-    found.confidence = if path.retransmits >= MIN_RETRANSMITS {
+    let set = &view.settings.rules.retransmits;
+    found.confidence = if path.retransmits >= set.min_retransmits {
         0.7
     } else {
         0.5
     };
-    if path.loss() >= MIN_LOSS && path.retransmits >= MIN_RETRANSMITS {
+    if path.loses(set) {
         found.always = Some(Level::Low);
     }
     if !is_client(role) {

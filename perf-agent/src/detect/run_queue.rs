@@ -1,14 +1,40 @@
 //! Threads that could run and get no CPU: too many of them, too few CPUs, or a CPU quota.
 
+use super::settings::{Share, Time, thresholds};
 use super::view::{View, class, ratio};
-use super::{Candidate, evidence};
+use super::{Candidate, Explain, evidence};
 use crate::model::{Level, Throttled};
 use crate::sink::units;
 
-/// From this 99th percentile, or this share of the CPU time, waits are pressure. Below, they are
-/// what every wake-up costs: some microseconds until the CPU has switched.
-const PRESSURE_P99_NS: u64 = 1_000_000;
-const PRESSURE_SHARE: f64 = 0.2;
+thresholds! {
+    /// From this 99th percentile waits are pressure. Below, they are what every wake-up costs: some
+    /// microseconds until the CPU has switched.
+    pressure_p99: Time = Time(1_000_000),
+    /// So they are from this share of the time wanted on a CPU.
+    pressure_share: Share = Share(0.2),
+}
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "threads that could run and have no CPU",
+    numbers: &[
+        ("wait", "thread time in the run queue, a second"),
+        ("wait_p99", "99 of 100 waits are shorter"),
+        ("wait_max", "the longest one"),
+        (
+            "share_of_busiest_waiter",
+            "part of its life the thread that waits most spends so",
+        ),
+        (
+            "throttled_periods",
+            "part of the CPU quota’s periods that were cut short",
+        ),
+        (
+            "throttled",
+            "how long the cgroup was held back, over all its CPUs",
+        ),
+    ],
+    next: "Look at what else runs on these CPUs (`top`, `cpu.stat` of the cgroup), then give more CPU or run less at once.",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let runq_ns = view.class("runq");
@@ -20,8 +46,9 @@ pub fn find(view: &View) -> Vec<Candidate> {
     let latency = view.latency("runq").copied().unwrap_or_default();
     let throttled = view.ledger.throttled.as_ref();
     let throttled = throttled.filter(|throttled| throttled.throttled_periods > 0);
-    let pressure = latency.p99_ns >= PRESSURE_P99_NS
-        || ratio(runq_ns, runq_ns + view.cpu_ns()) >= PRESSURE_SHARE;
+    let set = &view.settings.rules.run_queue;
+    let pressure = latency.p99_ns >= set.pressure_p99.0
+        || ratio(runq_ns, runq_ns + view.cpu_ns()) >= set.pressure_share.0;
     let rate = units::duration_per_s(view.per_s(runq_ns));
     let p99 = units::duration(latency.p99_ns);
     found.evidence = vec![

@@ -4,17 +4,21 @@
 //! wakes up only to find nothing to do costs the CPU time it wakes up for. A long sleep of a thread
 //! that does nothing else is neither.
 
+use super::settings::{Share, Time, thresholds};
 use super::view::{View, class, cpu, is_poll, mean, net, own_function, ratio};
-use super::{Candidate, evidence, top_stacks};
+use super::{Candidate, Explain, evidence, top_stacks};
 use crate::model::{Classes, Evidence, Level, Site, ThreadLedger};
 use crate::sink::units;
 
-/// A sleep shorter than this, on average, is a poll: nobody schedules work every 20 ms.
-const SHORT_NS: u64 = 20_000_000;
-/// Short sleeps or wake-ups a second from which they are a habit.
-const OFTEN_PER_S: u64 = 20;
-/// Share of its life a thread must work for its sleep to be in the way of something.
-const WORKS: f64 = 0.05;
+thresholds! {
+    /// A sleep shorter than this, on average, is a poll: nobody schedules work every 20 ms.
+    short_sleep: Time = Time(20_000_000),
+    /// Short sleeps or wake-ups a second from which they are a habit.
+    often_per_s: u64 = 20,
+    /// Share of its life a thread must work for its sleep to be in the way of something.
+    works: Share = Share(0.05),
+}
+
 /// The same where the sleeps are long: a thread that does a little every second is in good health.
 const WORKS_LONG: f64 = 0.25;
 /// Share of its life a thread with long sleeps must sleep for that to dominate.
@@ -23,6 +27,30 @@ const DOMINATES: f64 = 0.5;
 const NOTHING_NS: u64 = 100_000;
 /// Other system calls per poll below which a process only polls.
 const OTHER_CALLS: f64 = 0.2;
+
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "threads that work and sleep in turn, and threads that wake up and find nothing to do",
+    numbers: &[
+        (
+            "sleep",
+            "thread time slept between pieces of work, a second",
+        ),
+        ("sleeps", "sleeps that ended, a second"),
+        ("mean_sleep", "length of one"),
+        (
+            "work_share_of_busiest",
+            "part of its life the busiest of the threads works",
+        ),
+        (
+            "cpu_time",
+            "CPU and run-queue time of the wake-ups, a second",
+        ),
+        ("wake_ups", "wake-ups a second"),
+        ("cpu_per_wake_up", "CPU time of one"),
+        ("threads", "how many threads do so"),
+    ],
+    next: "Find the sleep in the stacks shown and wait for the event itself; where it paces on purpose, check the pace.",
+};
 
 pub fn find(view: &View) -> Vec<Candidate> {
     let mut found = Vec::new();
@@ -53,10 +81,11 @@ fn timers(view: &View) -> (u64, u64) {
 }
 
 fn sleeps_between_work(view: &View) -> Option<Candidate> {
+    let set = &view.settings.rules.sleep_poll;
     let (count, mean_ns) = timers(view);
-    let short = mean_ns < SHORT_NS && view.per_s(count) >= OFTEN_PER_S;
+    let short = mean_ns < set.short_sleep.0 && view.per_s(count) >= set.often_per_s;
     let alternates = |thread: &&ThreadLedger| match short {
-        true => works(thread) >= WORKS,
+        true => works(thread) >= set.works.0,
         false => works(thread) >= WORKS_LONG && sleeps(thread) >= DOMINATES,
     };
     let threads: Vec<&ThreadLedger> = view.settled_threads().filter(alternates).collect();
@@ -98,22 +127,24 @@ fn sleeps_between_work(view: &View) -> Option<Candidate> {
 
 /// Threads that wake up often and hardly do anything before they wait again.
 fn wakes_for_nothing(view: &View) -> Option<Candidate> {
+    let set = &view.settings.rules.sleep_poll;
     let (count, mean_ns) = timers(view);
-    let timer_polls = mean_ns < SHORT_NS && view.per_s(count) >= OFTEN_PER_S;
+    let timer_polls = mean_ns < set.short_sleep.0 && view.per_s(count) >= set.often_per_s;
     let idle: Vec<&Site> = polling_sites(view);
     if !timer_polls && idle.is_empty() {
         return None;
     }
     // With a sleep of its own, work between makes it a case for `sleeps_between_work`.
-    let by_sleep =
-        |thread: &ThreadLedger| timer_polls && sleeps(thread) >= DOMINATES && works(thread) < WORKS;
+    let by_sleep = |thread: &ThreadLedger| {
+        timer_polls && sleeps(thread) >= DOMINATES && works(thread) < set.works.0
+    };
     let by_poll = |thread: &ThreadLedger| {
         let idle_ns = class(&thread.classes, "idle");
         !idle.is_empty() && ratio(idle_ns, thread.lifetime_ns) >= DOMINATES
     };
     let nothing = |thread: &&ThreadLedger| {
         (by_sleep(thread) || by_poll(thread))
-            && view.per_s(thread.switches) >= OFTEN_PER_S
+            && view.per_s(thread.switches) >= set.often_per_s
             && mean(cpu(&thread.classes), thread.switches) <= NOTHING_NS
     };
     let threads: Vec<&ThreadLedger> = view.settled_threads().filter(nothing).collect();
@@ -150,6 +181,7 @@ fn wakes_for_nothing(view: &View) -> Option<Candidate> {
 /// Waits for work that end soon and often, in a process that makes hardly any other call: the
 /// timeout ended them, not work. Needs the syscalls signal; without it a busy server looks alike.
 fn polling_sites<'a>(view: &View<'a>) -> Vec<&'a Site> {
+    let set = &view.settings.rules.sleep_poll;
     let polls_or_waits = |name: &str| is_poll(name) || name == "futex";
     let (mut polls, mut others) = (0u64, 0u64);
     for row in view.rows() {
@@ -164,8 +196,8 @@ fn polling_sites<'a>(view: &View<'a>) -> Vec<&'a Site> {
     }
     view.sites(|class| class == "idle")
         .filter(|site| site.syscall.as_deref().is_some_and(polls_or_waits))
-        .filter(|site| site.count > 0 && mean(site.sum_ns, site.count) < SHORT_NS)
-        .filter(|site| view.per_s(site.count) >= OFTEN_PER_S)
+        .filter(|site| site.count > 0 && mean(site.sum_ns, site.count) < set.short_sleep.0)
+        .filter(|site| view.per_s(site.count) >= set.often_per_s)
         .collect()
 }
 

@@ -1,5 +1,4 @@
-//! Statements that take long: their 95th percentile is over the target, or they take much of the wall
-//! time.
+//! Statements that take long: by their 95th percentile, or because they take much of the wall time.
 //!
 //! Seen: latencies by shape, as the target waited for them (client) or took for them (server).
 //!
@@ -14,19 +13,24 @@
 //! Cannot be known: whether a statement that takes long does so on purpose (a sleep, a long poll, a
 //! report at night). Commands that wait for events are left out by name.
 
+use super::settings::{Share, Time, thresholds};
 use super::statements::{
     self, asking, in_hand_ns, is_client, is_judged, living, other_end, service, shown,
 };
 use super::view::{View, mean, ratio};
-use super::{Candidate, evidence, n_plus_one};
+use super::{Candidate, Explain, evidence, n_plus_one};
 use crate::model::{Level, StatementRow};
 use crate::sink::units;
 
-/// From this 95th percentile a statement is slow.
-const TARGET_P95_NS: u64 = 200_000_000;
-/// With this share of the wall time, and this median, it is worth a look.
-const MIN_WALL_SHARE: f64 = 0.25;
-const MIN_MEDIAN_NS: u64 = 1_000_000;
+thresholds! {
+    /// From this 95th percentile a statement is slow.
+    slow_p95: Time = Time(200_000_000),
+    /// From this share of the wall time it is worth a look too,
+    wall_share: Share = Share(0.25),
+    /// if it takes this long in the median: below, it is asked often rather than slow.
+    wall_median: Time = Time(1_000_000),
+}
+
 /// From this median, then, it may matter more than a little.
 const SLOW_MEDIAN_NS: u64 = 10_000_000;
 const MAX_FINDINGS: usize = 3;
@@ -35,22 +39,49 @@ const ENOUGH: u64 = 20;
 /// Two or three may be chance.
 const SOME: u64 = 3;
 
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "statements and requests that take long, as the target waited for them (client) or took for them (server)",
+    numbers: &[
+        (
+            "p95",
+            "95 of 100 take less; below 20 answers it is the slowest",
+        ),
+        ("median", "half of them take less"),
+        ("max", "the slowest one of the window"),
+        (
+            "time",
+            "time they took together, a second, without what they spent behind other requests of their connection",
+        ),
+        ("rate", "how many a second"),
+        (
+            "mean_first_byte",
+            "time until the first byte of the answer, on average",
+        ),
+        (
+            "share_queued",
+            "part of their time spent behind earlier requests of the same connection",
+        ),
+    ],
+    next: "Look at the plan of the statement (EXPLAIN) with the values that are slow, and at `first_byte` and `queued` of its row in `statements`; trace the server if it can be.",
+};
+
 pub fn find(view: &View) -> Vec<Candidate> {
     let rows = view.statements().filter(|row| is_judged(row));
     let found = rows.filter_map(|row| {
-        let over_target = row.latency.p95_ns >= TARGET_P95_NS;
-        (over_target || takes_much(view, row)).then(|| candidate(view, row, over_target))
+        let slow = row.latency.p95_ns >= view.settings.rules.slow_statement.slow_p95.0;
+        (slow || takes_much(view, row)).then(|| candidate(view, row, slow))
     });
     statements::largest(found.collect(), MAX_FINDINGS)
 }
 
 fn takes_much(view: &View, row: &StatementRow) -> bool {
-    ratio(in_hand_ns(row), view.wall_ns()) >= MIN_WALL_SHARE
-        && row.latency.p50_ns >= MIN_MEDIAN_NS
+    let set = &view.settings.rules.slow_statement;
+    ratio(in_hand_ns(row), view.wall_ns()) >= set.wall_share.0
+        && row.latency.p50_ns >= set.wall_median.0
         && !n_plus_one::is_run(view, row)
 }
 
-fn candidate(view: &View, row: &StatementRow, over_target: bool) -> Candidate {
+fn candidate(view: &View, row: &StatementRow, slow: bool) -> Candidate {
     let client = is_client(&row.role);
     let stake = if client { asking } else { living };
     let mut found = statements::about(view, row, in_hand_ns(row), stake);
@@ -60,10 +91,10 @@ fn candidate(view: &View, row: &StatementRow, over_target: bool) -> Candidate {
         n if n >= SOME => 0.7,
         _ => 0.5,
     };
-    if over_target && row.count >= SOME {
+    if slow && row.count >= SOME {
         found.always = Some(Level::Low);
     }
-    if !over_target {
+    if !slow {
         found.confidence -= 0.15;
         found.impact_cap = match row.latency.p50_ns {
             ns if ns >= SLOW_MEDIAN_NS => Level::Medium,
@@ -71,7 +102,7 @@ fn candidate(view: &View, row: &StatementRow, over_target: bool) -> Candidate {
         };
     }
     let latency = &row.latency;
-    let (what, ns) = match over_target {
+    let (what, ns) = match slow {
         true => ("95th percentile", latency.p95_ns),
         false => ("median", latency.p50_ns),
     };
@@ -138,7 +169,7 @@ mod tests {
     const REPORT: &str = "SELECT sum(amount) FROM orders";
 
     #[test]
-    fn a_statement_over_the_target_is_found_with_all_of_its_time() {
+    fn a_slow_statement_is_found_with_all_of_its_time() {
         let slow = asked(REPORT, 3, 300_000_000);
         let report = asking_report(920_000_000, vec![slow, asked("SELECT ?", 10, 1_000_000)]);
         let found = find(&View::new(&report));
@@ -157,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_target_is_the_95th_percentile() {
+    fn slow_is_told_by_the_95th_percentile() {
         let with = |p95_ns| {
             let mut row = asked(REPORT, 100, 1_000_000);
             row.latency.p95_ns = p95_ns;

@@ -9,14 +9,20 @@
 
 use std::collections::BTreeMap;
 
+use super::settings::{Share, thresholds};
 use super::statements::{self, Ends, asking, in_hand_ns, is_client, shown, working};
 use super::view::{View, mean, ratio};
-use super::{Candidate, evidence};
+use super::{Candidate, Explain, evidence};
 use crate::model::{Level, StatementRow};
 use crate::sink::units;
 
-const MIN_ERRORS: u64 = 5;
-const MIN_SHARE: f64 = 0.05;
+thresholds! {
+    /// Errors with the same code in a window,
+    min_errors: u64 = 5,
+    /// and their share of all that is asked of the peer.
+    min_share: Share = Share(0.05),
+}
+
 /// From these shares it is of medium and of high impact, whatever the time.
 const MEDIUM_SHARE: f64 = 0.10;
 const HIGH_SHARE: f64 = 0.50;
@@ -33,7 +39,24 @@ struct Errors<'a> {
     worst: Option<(&'a StatementRow, u64)>,
 }
 
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "answers that are errors, by peer and code (SQLSTATE, errno, status or the first word), without those that clients in good health get",
+    numbers: &[
+        ("errors", "answers with this code a second"),
+        (
+            "share_of_requests",
+            "part of all that was asked of the peer that ends so",
+        ),
+        (
+            "time",
+            "time of the exchanges that failed, a second; what repeating them costs is not in it",
+        ),
+    ],
+    next: "Look up the code and the statement named, and see in `errors_by_code` of `statements` which others get it too.",
+};
+
 pub fn find(view: &View) -> Vec<Candidate> {
+    let set = &view.settings.rules.statement_errors;
     let mut asked: BTreeMap<Ends, u64> = BTreeMap::new();
     let mut errors: BTreeMap<(Ends, &str), Errors> = BTreeMap::new();
     for row in view.statements() {
@@ -53,7 +76,7 @@ pub fn find(view: &View) -> Vec<Candidate> {
     }
     let found = errors.into_iter().filter_map(|((ends, code), errors)| {
         let all = asked.get(&ends).copied().unwrap_or(0);
-        let many = errors.count >= MIN_ERRORS && ratio(errors.count, all) >= MIN_SHARE;
+        let many = errors.count >= set.min_errors && ratio(errors.count, all) >= set.min_share.0;
         many.then(|| candidate(view, ends, code, &errors, all))
     });
     let mut found: Vec<(u64, Candidate)> = found.collect();

@@ -1,23 +1,27 @@
 //! CPU time that goes into entering the kernel: very many cheap calls, above all small reads and
 //! writes.
 
+use super::settings::{Share, thresholds};
 use super::view::{View, cpu, is_poll, mean, ratio};
-use super::{Candidate, evidence, top_stacks};
+use super::{Candidate, Explain, evidence, top_stacks};
 use crate::model::{Level, SyscallRow};
 use crate::sink::units;
 
-/// Fewer calls a second are no storm: at the 0.2 to 1 µs that entry and exit cost, this many are
-/// 0.2 to 1 % of a core.
-const MIN_CALLS_PER_S: u64 = 10_000;
+thresholds! {
+    /// Fewer calls a second are no storm: at the 0.2 to 1 µs that entry and exit cost, this many are
+    /// 0.2 to 1 % of a core.
+    min_calls_per_s: u64 = 10_000,
+    /// Kernel share of the CPU time below which the calls are not what the CPU time goes into.
+    min_kernel_share: Share = Share(0.25),
+    /// Reads and writes of fewer bytes on average are small: entry and exit cost as much as copying
+    /// some 4 KiB, so at an eighth of that nine tenths of the call are overhead.
+    small_bytes: u64 = 512,
+}
+
 /// Most that entry and exit cost, under virtualization and with all mitigations.
 const ENTRY_NS: u64 = 1_000;
 /// Calls that take longer at the median do work or wait; entering is not what they cost.
 const CHEAP_NS: u64 = 20_000;
-/// Kernel share of the CPU time below which the calls are not what the CPU time goes into.
-const MIN_KERNEL_SHARE: f64 = 0.25;
-/// Reads and writes of fewer bytes on average are small: entry and exit cost as much as copying
-/// some 4 KiB, so at an eighth of that nine tenths of the call are overhead.
-const SMALL_BYTES: u64 = 512;
 
 /// CPU time of a row by its median: sums hold waits as well.
 pub fn cheap_ns(row: &SyscallRow) -> u64 {
@@ -36,14 +40,27 @@ pub fn kernel_part(view: &View, calls: u64, calls_ns: u64) -> u64 {
     part_ns.min(calls_ns.saturating_add(calls.saturating_mul(ENTRY_NS)))
 }
 
+pub const EXPLAIN: Explain = Explain {
+    looks_at: "the cheap system call that takes most CPU time, where a good part of the CPU time is in the kernel",
+    numbers: &[
+        ("calls", "calls a second"),
+        ("median_call", "how long one takes"),
+        ("kernel_share", "part of the CPU time spent in the kernel"),
+        ("kernel_cpu", "CPU time a second that can be theirs"),
+        ("mean_size", "bytes moved by one"),
+    ],
+    next: "Find the caller in the stacks shown; buffer, batch, or keep the result. `--syscalls full` counts exactly.",
+};
+
 pub fn find(view: &View) -> Vec<Candidate> {
+    let set = &view.settings.rules.syscall_storm;
     let kernel_share = ratio(view.class("cpu.kernel"), view.cpu_ns());
     let top = view.rows().iter().max_by_key(|row| cheap_ns(row));
     match top {
         Some(row)
-            if view.per_s(row.count) >= MIN_CALLS_PER_S
+            if view.per_s(row.count) >= set.min_calls_per_s
                 && cheap_ns(row) > 0
-                && kernel_share >= MIN_KERNEL_SHARE =>
+                && kernel_share >= set.min_kernel_share.0 =>
         {
             vec![candidate(view, row, kernel_share)]
         }
@@ -67,7 +84,7 @@ fn candidate(view: &View, row: &SyscallRow, kernel_share: f64) -> Candidate {
     let share = view.share_of(cpu) * ratio(bound_ns, view.cpu_ns());
     let mut found = Candidate::new(&row.name, bound_ns, share);
     let size = mean(row.bytes, row.count);
-    let small = row.bytes > 0 && size < SMALL_BYTES;
+    let small = row.bytes > 0 && size < view.settings.rules.syscall_storm.small_bytes;
     let looping = is_event_loop(view, row);
     let rate = units::count(view.per_s(row.count));
     // Small reads and writes can nearly always be joined. In an event loop that takes the peers'

@@ -60,9 +60,19 @@ fn every_rule_is_registered() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         assert!(
-            ["mod", "services", "statements", "tests", "view"].contains(&name.as_str())
+            [
+                "explain",
+                "mod",
+                "services",
+                "settings",
+                "statements",
+                "targets",
+                "tests",
+                "view"
+            ]
+            .contains(&name.as_str())
                 || RULES.iter().any(|r| r.name == name),
-            "add to RULES in detect/mod.rs: Rule {{ name: \"{name}\", find: {name}::find }},"
+            "add to RULES in detect/mod.rs: Rule {{ name: \"{name}\", find: {name}::find, explain: {name}::EXPLAIN }},"
         );
     }
 }
@@ -300,4 +310,143 @@ fn statements_in_good_health_give_nothing() {
         asked("COMMIT", 100, 500_000),
     ];
     assert_eq!(categories(&findings(vec![asking_report(0, rows)])), [""; 0]);
+}
+
+/// A route that is over or under its target of 200 ms.
+fn route_at(p95_ms: u64, count: u64) -> ProcessReport {
+    let mut report = report("web", vec![thread(1, &[("idle", 1_000 * MS)])]);
+    let mut row = fixtures::statement("GET /x", count, p95_ms * MS);
+    (row.role, row.protocol) = ("server".into(), "http".into());
+    report.statements = Some(crate::model::Statements {
+        stamp: report.ledger.stamp.clone(),
+        who: report.ledger.who.clone(),
+        window: report.ledger.window,
+        statements: vec![row],
+    });
+    report
+}
+
+#[test]
+fn a_target_is_missed_since_the_first_window_and_until_it_is_met_for_a_while() {
+    let mut settings = settings::Settings::default();
+    let limit = settings::Time(200 * MS);
+    settings.targets.all.set(targets::Percentile::P95, limit);
+    let mut detector = Detector::new().with_settings(settings);
+    let mut seen = Vec::new();
+    // Near the target it is not begun; near it, and in a window with too few answers, it stays.
+    for (at, (p95_ms, count)) in [
+        (195, 40),
+        (300, 40),
+        (195, 40),
+        (100, 40),
+        (400, 3),
+        (195, 40),
+        (100, 40),
+        (100, 40),
+        (100, 40),
+        (195, 40),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut process = route_at(p95_ms, count);
+        process.ledger.stamp.ts = format!("window {at}");
+        let found = detector.window(&window_report(vec![process]));
+        let missed = found.iter().find(|f| f.category == "target_missed");
+        seen.push(missed.map(|f| (f.state, f.since.clone())));
+    }
+    let since = |state| Some((state, "window 1".to_owned()));
+    assert_eq!(
+        seen,
+        [
+            None,
+            since(State::New),
+            since(State::Ongoing),
+            None,
+            None,
+            since(State::Ongoing),
+            None,
+            None,
+            since(State::Resolved),
+            None,
+        ]
+    );
+}
+
+#[test]
+fn a_missed_target_is_said_however_little_there_is_to_gain() {
+    let mut settings = settings::Settings::default();
+    settings.general.min_gain = settings::Share(1.0);
+    let limit = settings::Time(10 * MS);
+    settings.targets.all.set(targets::Percentile::P95, limit);
+    let mut detector = Detector::new().with_settings(settings);
+    let found = detector.window(&window_report(vec![route_at(11, 20), spinning()]));
+    // Of the others one bounds two seconds a second.
+    assert_eq!(categories(&found), ["cpu_bound", "target_missed"]);
+    let missed = (found[1].impact, found[1].gain_bound_ns_per_s);
+    assert_eq!(missed, (Level::Low, 20 * MS));
+}
+
+#[test]
+fn a_rule_that_is_off_finds_nothing() {
+    let settings = settings::Settings {
+        off: vec![settings::RuleName("cpu_bound")],
+        ..settings::Settings::default()
+    };
+    let mut detector = Detector::new().with_settings(settings);
+    let found = detector.window(&window_report(vec![spinning()]));
+    assert_eq!(categories(&found), ["run_queue"]);
+}
+
+#[test]
+fn thresholds_are_those_that_were_set() {
+    let mut settings = settings::Settings::default();
+    settings.rules.cpu_bound.busy = settings::Share(0.2);
+    let times = [("cpu.user", 300 * MS), ("idle", 700 * MS)];
+    let process = report("app", vec![thread(1, &times)]);
+    assert!(findings(vec![process.clone()]).is_empty());
+    let mut detector = Detector::new().with_settings(settings);
+    let found = detector.window(&window_report(vec![process]));
+    assert_eq!(categories(&found), ["cpu_bound"]);
+}
+
+#[test]
+fn every_rule_explains_itself() {
+    for rule in RULES {
+        let explain = rule.explain;
+        assert!(
+            !explain.looks_at.is_empty() && !explain.next.is_empty(),
+            "{}",
+            rule.name
+        );
+        assert!(!explain.numbers.is_empty(), "{}", rule.name);
+    }
+}
+
+/// The names of evidence in the text of a rule, its tests aside.
+fn evidence_in(source: &str) -> Vec<&str> {
+    let rule = source.split("#[cfg(test)]").next().unwrap_or_default();
+    let names = rule.split("evidence(").skip(1).filter_map(|call| {
+        let argument = call.trim_start().strip_prefix('"')?;
+        argument.split('"').next()
+    });
+    names.collect()
+}
+
+#[test]
+fn every_figure_of_evidence_is_explained_and_every_one_explained_is_given() {
+    for rule in RULES {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/detect");
+        let source = std::fs::read_to_string(format!("{folder}/{}.rs", rule.name)).unwrap();
+        let mut given = evidence_in(&source);
+        let mut explained: Vec<&str> = rule.explain.numbers.iter().map(|(n, _)| *n).collect();
+        given.sort_unstable();
+        given.dedup();
+        explained.sort_unstable();
+        assert_eq!(
+            explained, given,
+            "numbers of EXPLAIN (left) in detect/{}.rs",
+            rule.name
+        );
+    }
 }

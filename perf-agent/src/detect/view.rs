@@ -1,5 +1,6 @@
 //! What the rules ask of one process in one window.
 
+use super::settings::Settings;
 use crate::model::{
     Classes, ConnectionRow, Connections, Frame, Latency, Ledger, Level, Process, ProcessReport,
     Profile, Site, StatementRow, Statements, SyscallRow, Syscalls, ThreadLedger,
@@ -89,16 +90,24 @@ pub struct View<'a> {
     pub profile: &'a Profile,
     connections: Option<&'a Connections>,
     statements: Option<&'a Statements>,
+    pub settings: &'a Settings,
 }
 
 impl<'a> View<'a> {
+    /// With nothing set.
+    #[cfg(test)]
     pub fn new(report: &'a ProcessReport) -> Self {
+        View::with(report, &super::settings::DEFAULTS)
+    }
+
+    pub fn with(report: &'a ProcessReport, settings: &'a Settings) -> Self {
         View {
             ledger: &report.ledger,
             syscalls: report.syscalls.as_ref(),
             profile: &report.profile,
             connections: report.connections.as_ref(),
             statements: report.statements.as_ref(),
+            settings,
         }
     }
 
@@ -109,11 +118,6 @@ impl<'a> View<'a> {
     /// Length of the window.
     pub fn wall_ns(&self) -> u64 {
         self.ledger.window.length_ns()
-    }
-
-    /// What bounds less time than this is not worth a finding: 1 % of the window.
-    pub fn floor_ns(&self) -> u64 {
-        self.wall_ns() / 100
     }
 
     pub fn lifetime_ns(&self) -> u64 {

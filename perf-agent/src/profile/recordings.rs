@@ -197,7 +197,10 @@ fn a_recording_gives_the_bytes_of_the_trace_in_every_format_and_sums_to_its_ledg
     writer.finish().unwrap();
     for _ in 0..2 {
         let mut replayed = Profiler::new(shown, &outputs(folder.path())).unwrap();
-        replay::run(&recording, &mut replayed).unwrap();
+        replay::open(&recording)
+            .unwrap()
+            .play(&mut replayed)
+            .unwrap();
         for (format, (a, b)) in FORMATS
             .iter()
             .zip(of_trace.iter().zip(written(folder.path())))

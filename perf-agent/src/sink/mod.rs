@@ -5,6 +5,7 @@
 
 mod destination;
 mod ndjson;
+mod rotation;
 mod summary;
 pub(crate) mod text;
 pub mod units;
@@ -18,6 +19,7 @@ use crate::cli::{Format, OutputOptions};
 use crate::model::Line;
 
 pub use destination::Destination;
+pub use rotation::{Rotation, parse_size};
 
 /// Makes a sink over a destination.
 pub type Open = fn(Destination) -> Box<dyn Sink>;
@@ -47,9 +49,12 @@ pub fn open(options: &OutputOptions) -> anyhow::Result<Box<dyn Sink>> {
     let (on_stdout, in_file) = plan(options, stdout.terminal);
     let mut sinks = Vec::new();
     if let Some(path) = in_file {
-        let file = Destination::create(path)
-            .with_context(|| format!("cannot write to {}", path.display()))?;
-        sinks.push(make("ndjson", file)?);
+        let cannot = || format!("cannot write to {}", path.display());
+        let file = Destination::create(path).with_context(cannot)?;
+        sinks.push(match options.rotate {
+            Some(rotation) => rotation::open(file, path, rotation).with_context(cannot)?,
+            None => make("ndjson", file)?,
+        });
     }
     if let Some(name) = on_stdout {
         sinks.push(make(name, stdout)?);
@@ -135,7 +140,7 @@ mod tests {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            if ["destination", "mod", "text", "units"].contains(&name.as_str()) {
+            if ["destination", "mod", "rotation", "text", "units"].contains(&name.as_str()) {
                 continue;
             }
             assert!(
@@ -164,6 +169,7 @@ mod tests {
             let options = OutputOptions {
                 format,
                 output: output.clone(),
+                rotate: None,
             };
             let (on_stdout, in_file) = plan(&options, terminal);
             assert_eq!(
@@ -216,6 +222,7 @@ mod tests {
             generated: 0,
             received: 0,
             lost: Default::default(),
+            streams: Vec::new(),
             exit_code: None,
         }));
         for _ in 0..3 {

@@ -4,6 +4,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample;
 
+use super::settings::{Settings, Time};
+use super::targets::Percentile;
 use super::*;
 use crate::fixtures::connected;
 use crate::model::{ConnectionRow, Throttled};
@@ -14,6 +16,7 @@ const ALWAYS: &[&str] = &[
     "retransmits",
     "slow_statement",
     "statement_errors",
+    "target_missed",
 ];
 
 /// Statements and connections with arbitrary figures.
@@ -175,11 +178,43 @@ fn any_process() -> impl Strategy<Value = ProcessReport> {
         )
 }
 
+/// With targets, so that they may be missed.
+fn with_targets() -> Detector {
+    let mut settings = Settings::default();
+    let limits = [(Percentile::P50, 300 * MS), (Percentile::P99, 900 * MS)];
+    for (percentile, limit_ns) in limits {
+        settings.targets.all.set(percentile, Time(limit_ns));
+    }
+    Detector::new().with_settings(settings)
+}
+
+/// With every threshold as low as it can be set.
+fn at_the_lowest() -> Detector {
+    let lowest = |line: &str| match line.split_once(" = ") {
+        Some((key, value)) if value.starts_with('"') => format!("{key} = \"0.000001ms\"\n"),
+        Some((key, _)) => format!("{key} = 0\n"),
+        None => format!("{line}\n"),
+    };
+    let example = include_str!("../../../../perf-agent.example.toml");
+    let rules = &example[example.find("[rules.").unwrap()..];
+    let lines = rules.lines().filter(|line| !line.starts_with('#'));
+    let text: String = lines.map(lowest).collect();
+    let settings = crate::config::parse("lowest", &text).unwrap().settings;
+    Detector::new().with_settings(settings)
+}
+
 proptest! {
+    #[test]
+    fn the_lowest_thresholds_break_nothing(process in any_process()) {
+        for finding in at_the_lowest().window(&window_report(vec![process])) {
+            prop_assert!(!finding.title.is_empty() && !finding.title.ends_with(' '), "{:?}", finding);
+        }
+    }
+
     #[test]
     fn whatever_the_figures_a_finding_keeps_within_its_bounds(process in any_process()) {
         let lifetime_ns = process.ledger.process.lifetime_ns;
-        let found = findings(vec![process]);
+        let found = with_targets().window(&window_report(vec![process]));
         for finding in &found {
             // The window is one second long.
             let floor = match ALWAYS.contains(&finding.category.as_str()) {
@@ -195,6 +230,15 @@ proptest! {
                 prop_assert!(evidence.value.is_finite() && evidence.value >= 0.0, "{:?}", finding);
             }
             prop_assert!(finding.stacks.len() <= MAX_STACKS);
+            let rule = RULES.iter().find(|rule| rule.name == finding.category).unwrap();
+            for evidence in &finding.evidence {
+                prop_assert!(
+                    rule.explain.number(&evidence.name).is_some(),
+                    "add to EXPLAIN.numbers in detect/{}.rs: (\"{}\", \"…\"),",
+                    rule.name,
+                    evidence.name
+                );
+            }
         }
         prop_assert!(found.is_sorted_by(|a, b| score(a) >= score(b)));
     }

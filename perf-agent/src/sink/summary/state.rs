@@ -313,6 +313,8 @@ impl State {
                 self.add_coverage(coverage);
                 return true;
             }
+            // Never for a sink that takes all it is given.
+            Body::Dropped(_) => {}
             Body::Bye(bye) => self.ended = Some(bye.reason.clone()),
         }
         false
@@ -439,7 +441,9 @@ mod tests {
         let ends: Vec<bool> = minimal_lines().iter().map(|l| state.add(&l.body)).collect();
         assert_eq!(
             ends,
-            [false, false, false, false, false, false, false, true, false]
+            [
+                false, false, false, false, false, false, false, true, false, false
+            ]
         );
     }
 

@@ -254,6 +254,7 @@ fn a_trace_without_a_window_still_ends_in_a_summary() {
         generated: 0,
         received: 0,
         lost: Default::default(),
+        streams: Vec::new(),
         exit_code: None,
     }));
     let out = fed(false, &[bye]);
