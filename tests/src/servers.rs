@@ -215,18 +215,20 @@ impl Mariadb {
         mariadb
     }
 
-    /// A client program, over TCP.
+    /// A client program, over TCP and in the clear.
     pub fn client(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.args(["--no-defaults", "--protocol=tcp", "-h", "127.0.0.1"]);
-        command.args(["-u", "root", "-P", &self.port.to_string()]);
-        command
+        self.client_with(program, "--skip-ssl")
     }
 
-    /// A client program, in TLS.
+    /// A client program, over TCP and in TLS.
     pub fn client_over_tls(&self, program: &str) -> Command {
-        let mut command = self.client(program);
-        command.arg("--ssl");
+        self.client_with(program, "--ssl")
+    }
+
+    fn client_with(&self, program: &str, ssl: &str) -> Command {
+        let mut command = Command::new(program);
+        command.args(["--no-defaults", "--protocol=tcp", "-h", "127.0.0.1"]);
+        command.args(["-u", "root", "-P", &self.port.to_string(), ssl]);
         command
     }
 
