@@ -108,16 +108,11 @@ mod tests {
             "v": 1, "ts": "2026-01-02T03:04:05.678Z", "host": "h", "pid": 1, "comm": "c",
             "window": {"start_ns": 0, "end_ns": 1}
         });
-        for (kind, rows) in [(
-            "requests",
-            json!([{"tid": 1, "latency_ns": 5, "classes": {"cpu.user": 5}}]),
-        )] {
-            let mut line = stamp.clone();
-            line["type"] = json!(kind);
-            assert_ne!(errors(&line), [""; 0], "{kind} without its rows");
-            line[kind] = rows;
-            assert_eq!(errors(&line), [""; 0], "{kind}");
-        }
+        let mut line = stamp;
+        line["type"] = json!("requests");
+        assert_ne!(errors(&line), [""; 0], "without its rows");
+        line["requests"] = json!([{"tid": 1, "latency_ns": 5, "classes": {"cpu.user": 5}}]);
+        assert_eq!(errors(&line), [""; 0]);
     }
 
     #[test]

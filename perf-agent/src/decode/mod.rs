@@ -174,3 +174,35 @@ pub const PROTOCOLS: &[Entry] = &[
     redis::ENTRY,
     memcached::ENTRY,
 ];
+
+/// Cuts a text to at most so many bytes, between two characters; whether it was longer.
+fn cut_to(text: &mut String, most_bytes: usize) -> bool {
+    let longer = text.len() > most_bytes;
+    if longer {
+        // A character has at most four bytes, so this looks at four places at most.
+        let end = (0..=most_bytes).rev().find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+    }
+    longer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_cut_between_characters() {
+        for (most_bytes, cut) in [
+            (0, ""),
+            (1, "a"),
+            (2, "a"),
+            (3, "aé"),
+            (6, "aé"),
+            (7, "aé😀"),
+        ] {
+            let mut text = "aé😀".to_owned();
+            assert_eq!(cut_to(&mut text, most_bytes), most_bytes < 7);
+            assert_eq!(text, cut, "{most_bytes}");
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! What the server sends.
 
 use super::super::framing::Message;
-use super::super::{Anomaly, Output, TextId};
+use super::super::{Anomaly, Output, TextId, cut_to};
 use super::KEPT_ANSWER;
 use super::session::{Item, Kind, Session};
 use super::wire::{split_text, sqlstate, text};
@@ -167,8 +167,7 @@ fn columns(bytes: &[u8], output: &mut Output) -> TextId {
         let name = String::from_utf8_lossy(&fields[..end]);
         shown.extend(name.chars().map(|c| if c.is_control() { ' ' } else { c }));
         fields = &rest[18..];
-        if shown.len() > MAX_COLUMNS {
-            shown.truncate(shown.floor_char_boundary(MAX_COLUMNS));
+        if cut_to(&mut shown, MAX_COLUMNS) {
             shown.push('…');
             break;
         }

@@ -210,7 +210,7 @@ impl<'a> Lexer<'a> {
             let exponent = !hex && byte | 0x20 == b'e' && matches!(self.peek(1), b'+' | b'-');
             if exponent && self.peek(2).is_ascii_digit() {
                 self.at += 2;
-            } else if !is_word(byte) && !(byte == b'.' && self.peek(1) != b'.') {
+            } else if !is_word(byte) && (byte != b'.' || self.peek(1) == b'.') {
                 return Token::Literal;
             }
             self.at += 1;

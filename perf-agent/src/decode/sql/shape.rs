@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::cut_to;
 use super::lexer::{Lexer, Syntax, Token, is_one_of};
 
 /// Most bytes of a shape, its `…` not counted.
@@ -55,9 +56,7 @@ pub fn write(text: &[u8], syntax: Syntax, cut: bool, out: &mut String) {
     while out.ends_with([' ', ';']) {
         out.pop();
     }
-    if out.len() > MAX_SHAPE {
-        out.truncate(out.floor_char_boundary(MAX_SHAPE));
-    }
+    cut_to(out, MAX_SHAPE);
     if cut || !whole {
         out.push('…');
     }
