@@ -73,7 +73,7 @@ fn a_config_file_sets_thresholds_targets_and_delegates_and_the_command_line_come
     let config = directory.path().join("c.toml");
     fs::write(
         &config,
-        "findings.off = ['cpu_bound']\n\
+        "findings.off = ['cpu_bound', 'slow_statement']\n\
          delegates = { database-specialist = 'dba', performance-engineer = 'sre' }\n\
          targets.p95 = '10s'\n\
          [[target]]\n\
@@ -289,9 +289,13 @@ fn every_stream_at_once_has_the_same_lines_and_its_end() {
         (
             sre,
             "performance-engineer",
-            &["cpu_bound", "target_missed"][..],
+            &["cpu_bound", "slow_statement", "target_missed"][..],
         ),
-        (dba, "database-specialist", &["target_missed"]),
+        (
+            dba,
+            "database-specialist",
+            &["slow_statement", "target_missed"],
+        ),
     ] {
         let own = parse(&fs::read_to_string(file).unwrap());
         assert_eq!(own[0], lines[0]);
@@ -349,7 +353,8 @@ fn a_finding_of_a_file_is_explained() {
     let out = directory.path().join("out");
     lines_of(&mut agent(&["replay", text(&file), "--output", text(&out)]));
     let lines = parse(&fs::read_to_string(&out).unwrap());
-    let finding = of_type(&lines, "finding").next().unwrap();
+    let mut computing = of_type(&lines, "finding").filter(|f| f["category"] == "cpu_bound");
+    let finding = computing.next().unwrap();
     let id = finding["id"].as_str().unwrap();
     let output = agent(&["explain", id, "--from", text(&out)])
         .output()

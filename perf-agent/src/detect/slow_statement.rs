@@ -164,6 +164,7 @@ fn recommendations(row: &StatementRow, client: bool) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::detect::DATABASE_SPECIALIST;
+    use crate::detect::settings::Settings;
     use crate::fixtures::{asked, asking_report, report, thread};
 
     const REPORT: &str = "SELECT sum(amount) FROM orders";
@@ -195,6 +196,24 @@ mod tests {
             find(&View::new(&asking_report(100_000_000, vec![row]))).len()
         };
         assert_eq!((with(199_999_999), with(200_000_000)), (0, 1));
+    }
+
+    #[test]
+    fn what_is_slow_can_be_set() {
+        let report = asking_report(100_000_000, vec![asked(REPORT, 10, 9_000_000)]);
+        let found = |slow_p95_ns, wall_share, wall_median_ns| {
+            let mut settings = Settings::default();
+            settings.rules.slow_statement = Thresholds {
+                slow_p95: Time(slow_p95_ns),
+                wall_share: Share(wall_share),
+                wall_median: Time(wall_median_ns),
+            };
+            find(&View::with(&report, &settings)).len()
+        };
+        assert_eq!(found(9_000_001, 0.10, 9_000_000), 0);
+        assert_eq!(found(9_000_000, 0.10, 9_000_000), 1);
+        assert_eq!(found(9_000_001, 0.09, 9_000_000), 1);
+        assert_eq!(found(9_000_001, 0.09, 9_000_001), 0);
     }
 
     #[test]
