@@ -1,8 +1,8 @@
 //! Bottlenecks: rules over one window of one process, pure functions of the report.
 //!
 //! A rule is one file here and one entry in [`RULES`]. It proposes [`Candidate`]s; what is the same
-//! for all of them happens here: the floor of 1 % of wall time, the impact, the stable id, the
-//! order, and what became of findings from window to window.
+//! for all of them happens here: the floor (`min_gain`), the impact, the stable id, the order, and
+//! what became of findings from window to window.
 
 mod cache_misses;
 mod chatty;
