@@ -142,10 +142,12 @@ fn about(state: &State, live: bool) -> String {
     parts.join(" · ")
 }
 
+/// What is off and may be missed: TLS, which must be asked for, only where the target speaks it.
 fn off_signals(state: &State) -> Vec<String> {
+    let encrypted = state.coverage.sockets.tls_unreadable_bytes > 0;
     let signals = state.hello.iter().flat_map(|hello| &hello.signals);
     signals
-        .filter(|signal| !signal.on)
+        .filter(|signal| !signal.on && (signal.name != "tls" || encrypted))
         .map(|signal| format!("signal {} is off: {}", signal.name, signal.reason))
         .collect()
 }
