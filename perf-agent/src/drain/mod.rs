@@ -300,6 +300,9 @@ pub struct WindowFact {
     /// Walks of user stacks since the attach, by why they ended.
     #[serde(default)]
     pub stack_walks: BTreeMap<String, u64>,
+    /// Walks of an interpreter's frames since the attach, by why they ended, and what became of them.
+    #[serde(default)]
+    pub python_walks: BTreeMap<String, u64>,
     /// Entries in the kernel's maps.
     pub map_entries: BTreeMap<String, u64>,
     /// Time the syscalls signal was attached in this window.
