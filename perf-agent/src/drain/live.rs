@@ -418,7 +418,7 @@ impl Live {
         self.unprobed.extend(self.processes.keys());
         self.frames.push(Frame::Map(MapId::Threads, threads));
         let fact = self.window_fact(end_ns)?;
-        self.frames.push(Frame::Fact(Fact::Window(fact)));
+        self.frames.push(Frame::Fact(Fact::Window(Box::new(fact))));
         self.free_slots(end_ns)?;
         self.tell_unwinder(Request::Window);
         self.count_bpf_time();

@@ -92,7 +92,7 @@ pub enum Fact {
     Statements(StatementsFact),
     /// How much of that could be read.
     Traffic(TrafficFact),
-    Window(WindowFact),
+    Window(Box<WindowFact>),
     End(EndFact),
 }
 

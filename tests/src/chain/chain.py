@@ -1,27 +1,41 @@
-# A known chain of calls that computes and sleeps, one that sorts, and a thread that waits for a lock.
-import sys, threading, time
+# Known chains of Python calls that compute, sleep and wait for a lock, for the test `python`.
+#
+# Keeps step with the test over standard input and output like the workloads in Rust: READY, a line,
+# and the work until it is killed. The test finds the lines of calls by their text.
+import os
+import sys
+import threading
+import time
 
 
 def burn(until):
     total = 0
     while time.perf_counter() < until:
-        total += sum(range(50))
+        total += 1
     return total
 
 
 def compute():
-    burn(time.perf_counter() + 0.02)
+    burn(time.perf_counter() + 0.01)
 
 
-def rest():
-    time.sleep(0.002)
+def rest(seconds):
+    time.sleep(seconds)
 
 
-def alternate(turn):
-    if turn % 2:
-        compute()
-    else:
-        rest()
+# Both have frames of one size: on the native stack nothing tells which of them sleeps.
+def short():
+    rest(0.001)
+
+
+def long():
+    rest(0.004)
+
+
+def alternate():
+    compute()
+    short()
+    long()
 
 
 def key_of(item):
@@ -33,34 +47,46 @@ def ordered():
     return sorted([1, 2, 3], key=key_of)
 
 
+def made(name):
+    space = {"time": time}
+    exec(f"def {name}(): time.sleep(0.001)", space)
+    return space[name]
+
+
+# The second function is most likely where the first was.
+def make():
+    made("first")()
+    made("second")()
+
+
 def work():
-    turn = 0
     while True:
-        alternate(turn)
+        alternate()
         ordered()
-        turn += 1
+        make()
 
 
 def hold(lock):
     while True:
         with lock:
             time.sleep(0.003)
-        time.sleep(0.0002)
 
 
-def wait_for(lock):
+def take(lock):
     lock.acquire()
     lock.release()
 
 
 def contend(lock):
     while True:
-        wait_for(lock)
+        take(lock)
+        time.sleep(0.001)
 
 
-print("READY", __import__("os").getpid(), flush=True)
-sys.stdin.readline()
-shared = threading.Lock()
-for target in (hold, contend):
-    threading.Thread(target=target, args=(shared,), daemon=True).start()
-work()
+if __name__ == "__main__":
+    print("READY", os.getpid(), flush=True)
+    sys.stdin.readline()
+    shared = threading.Lock()
+    for target in (hold, contend):
+        threading.Thread(target=target, args=(shared,), daemon=True).start()
+    work()
