@@ -25,11 +25,11 @@ def rest(seconds):
 
 # Both have frames of one size: on the native stack nothing tells which of them sleeps.
 def short():
-    rest(0.001)
+    rest(0.003)
 
 
 def long():
-    rest(0.004)
+    rest(0.009)
 
 
 def alternate():
