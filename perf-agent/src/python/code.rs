@@ -2,7 +2,9 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
-use super::{layout::CodeLayout, lines};
+use perf_ebpf_common::signals::python::{CODE_NAMES, code_print};
+
+use super::{layout::CodeLayout, lines, merge::PythonFrame};
 use crate::drain::FrameFact;
 
 /// Longest name or path, in bytes; what is longer is taken for damage.
@@ -26,10 +28,6 @@ impl Memory for File {
         self.read_exact_at(bytes, address)
     }
 }
-
-/// What stays the same while a code object does. Others may stand at its address later.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity([u64; 4]);
 
 /// A function, a module's body, a comprehension.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,26 +57,29 @@ impl Code {
     }
 }
 
-/// Reads what identifies the code object at an address; `None` where nothing can be read.
-pub fn identity(memory: &impl Memory, layout: &CodeLayout, address: u64) -> Option<Identity> {
+/// Reads the code object of a frame; `None` where it is gone, or another is there. `names_at` is the
+/// offset of what its print was made of.
+pub fn read(
+    memory: &impl Memory,
+    layout: &CodeLayout,
+    names_at: usize,
+    frame: &PythonFrame,
+) -> Option<Code> {
     let mut header = [0; HEADER];
-    memory.read(address, &mut header).ok()?;
-    Some(Identity([
-        word(&header, layout.file)?,
-        word(&header, layout.name)?,
-        word(&header, layout.lines)?,
-        u64::from(word(&header, layout.first_line)? as u32),
-    ]))
-}
-
-/// Reads the code object that has this identity; `None` where it makes no sense.
-pub fn read(memory: &impl Memory, layout: &CodeLayout, identity: Identity) -> Option<Code> {
-    let [file, name, lines, first_line] = identity.0;
+    memory.read(frame.code, &mut header).ok()?;
+    let mut names = [0; CODE_NAMES];
+    for (i, name) in names.iter_mut().enumerate() {
+        *name = word(&header, names_at + 8 * i)?;
+    }
+    if code_print(names) != frame.print {
+        return None;
+    }
+    let (file, name) = (word(&header, layout.file)?, word(&header, layout.name)?);
     Some(Code {
         name: string(memory, layout, name)?,
         file: string(memory, layout, file)?,
-        first_line: first_line as u32 as i32,
-        lines: bytes(memory, layout, lines)?,
+        first_line: word(&header, layout.first_line)? as u32 as i32,
+        lines: bytes(memory, layout, word(&header, layout.lines)?)?,
         // What calls `__init__` from 3.12 on has its name for a file.
         hidden: file == name,
     })
@@ -200,19 +201,26 @@ mod tests {
         memory
     }
 
-    fn layout_of(minor: u8) -> CodeLayout {
-        layout::of_version(minor, || None).unwrap().1
+    /// A frame of the code object at [`BASE`], as the kernel side tells of it.
+    fn frame_at_base(memory: &Bytes, names_at: usize) -> PythonFrame {
+        let names = [0, 8, 16, 24].map(|i| word(&memory.0, names_at + i).unwrap());
+        PythonFrame {
+            code: BASE,
+            unit: 0,
+            print: code_print(names),
+        }
     }
 
     #[test]
     fn a_function_is_read_with_its_file_and_line() {
         for minor in [11, 12] {
-            let layout = layout_of(minor);
+            let (python, layout) = layout::of_version(minor, || None).unwrap();
+            let names_at = python.code_names.into();
             for (name, width) in [("Cart.total", 1), ("café", 1), ("значение", 2), ("名🜚", 4)]
             {
                 let memory = code_object(&layout, name, width);
-                let id = identity(&memory, &layout, BASE).unwrap();
-                let code = read(&memory, &layout, id).unwrap();
+                let frame = frame_at_base(&memory, names_at);
+                let code = read(&memory, &layout, names_at, &frame).unwrap();
                 assert_eq!(
                     (code.name.as_str(), code.hidden),
                     (name, false),
@@ -229,20 +237,29 @@ mod tests {
     }
 
     #[test]
-    fn another_function_at_the_same_address_has_another_identity() {
-        let layout = layout_of(11);
+    fn another_function_at_the_same_address_is_not_taken_for_the_one_that_was_there() {
+        let (python, layout) = layout::of_version(11, || None).unwrap();
+        let names_at = python.code_names.into();
         let mut memory = code_object(&layout, "first", 1);
-        let first = identity(&memory, &layout, BASE).unwrap();
-        assert_eq!(identity(&memory, &layout, BASE), Some(first));
-        put(&mut memory, layout.first_line, &8i32.to_le_bytes());
-        assert_ne!(identity(&memory, &layout, BASE), Some(first));
+        let frame = frame_at_base(&memory, names_at);
+        let code = read(&memory, &layout, names_at, &frame);
+        assert_eq!(code.unwrap().name, "first");
+        // Its name is another string now.
+        put(&mut memory, layout.name, &(BASE + 0x400).to_le_bytes());
+        assert_eq!(read(&memory, &layout, names_at, &frame), None);
     }
 
     #[test]
     fn what_is_no_code_object_is_refused() {
-        let layout = layout_of(11);
+        let (python, layout) = layout::of_version(11, || None).unwrap();
         let memory = code_object(&layout, "f", 1);
-        assert_eq!(identity(&memory, &layout, BASE + 8100), None);
+        let frame = PythonFrame {
+            code: BASE + 8100,
+            unit: 0,
+            print: 0,
+        };
+        let names_at = python.code_names.into();
+        assert_eq!(read(&memory, &layout, names_at, &frame), None);
         for address in [0, BASE, BASE + 0xc00, u64::MAX - 8] {
             assert_eq!(string(&memory, &layout, address), None, "{address:#x}");
         }

@@ -15,23 +15,38 @@ pub struct Native {
     pub is_loop: bool,
 }
 
-/// What each call of the loop runs, the innermost first: code object and code unit. The last is not
-/// known to be whole where the walk was cut short.
+/// A frame of the interpreter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PythonFrame {
+    /// Address of its code object.
+    pub code: u64,
+    /// Code unit under way.
+    pub unit: u32,
+    /// See `perf_ebpf_common::signals::python::code_print`.
+    pub print: u64,
+}
+
+/// What each call of the loop runs, the innermost first. The last is not known to be whole where the
+/// walk was cut short.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Calls {
-    pub calls: Vec<Vec<(u64, u32)>>,
+    pub calls: Vec<Vec<PythonFrame>>,
     pub whole: bool,
 }
 
-/// Reads the words of a stack record.
-pub fn calls(words: &[u64]) -> Calls {
+/// Reads the words of a stack record, each with its print.
+pub fn calls(words: &[(u64, u64)]) -> Calls {
     let mut calls = Vec::new();
     let mut open = Vec::new();
     let mut ended = true;
-    for word in words {
+    for (word, print) in words {
         let (code, unit, is_entry) = parts(*word);
         if code != 0 {
-            open.push((code, unit as u32));
+            open.push(PythonFrame {
+                code,
+                unit: unit as u32,
+                print: *print,
+            });
         }
         ended = is_entry;
         if is_entry {
@@ -168,14 +183,20 @@ mod tests {
 
     #[test]
     fn words_end_a_call_at_its_entry_and_at_a_frame_without_code() {
+        let read = |words: &[u64]| {
+            let words: Vec<(u64, u64)> = words.iter().map(|word| (*word, 7)).collect();
+            let read = calls(&words);
+            let pairs = |run: &Vec<PythonFrame>| run.iter().map(|f| (f.code, f.unit)).collect();
+            let runs: Vec<Vec<(u64, u32)>> = read.calls.iter().map(pairs).collect();
+            (runs, read.whole)
+        };
         let marked = [
             word(0x10, 1, false),
             word(0x20, 2, true),
             word(0x30, 3, true),
         ];
-        let read = calls(&marked);
-        assert_eq!(read.calls, [vec![(0x10, 1), (0x20, 2)], vec![(0x30, 3)]]);
-        assert!(read.whole);
+        let runs = vec![vec![(0x10, 1), (0x20, 2)], vec![(0x30, 3)]];
+        assert_eq!(read(&marked), (runs, true));
         let shims = [
             word(0x10, 1, false),
             ENTRY,
@@ -183,16 +204,9 @@ mod tests {
             word(0x20, 2, false),
             ENTRY,
         ];
-        let read = calls(&shims);
-        assert_eq!(read.calls, [vec![(0x10, 1)], vec![], vec![(0x20, 2)]]);
-        let cut = calls(&shims[..4]);
-        assert_eq!((cut.calls.len(), cut.whole), (3, false));
-        assert_eq!(
-            calls(&[]),
-            Calls {
-                calls: vec![],
-                whole: true
-            }
-        );
+        let runs = vec![vec![(0x10, 1)], vec![], vec![(0x20, 2)]];
+        assert_eq!(read(&shims), (runs.clone(), true));
+        assert_eq!(read(&shims[..4]), (runs, false));
+        assert_eq!(read(&[]), (vec![], true));
     }
 }

@@ -62,6 +62,11 @@ impl Interpreter {
         })
     }
 
+    /// Offset in a code object of what tells it from others.
+    pub fn names_at(&self) -> usize {
+        self.linked.code_names.into()
+    }
+
     /// As mapped: `bias` is what addresses are in memory more than linked.
     pub fn at(&self, bias: u64) -> Python {
         Python {

@@ -18,8 +18,9 @@ pub enum Record {
     Started(ThreadStarted),
     Exited(Box<ThreadExited>),
     Exec(Exec),
-    /// A stack, its addresses and the interpreter's frames, innermost first.
-    Stack(StackRecord, Vec<u64>, Vec<u64>),
+    /// A stack, its addresses and the interpreter's frames, each with its code's print, innermost
+    /// first.
+    Stack(StackRecord, Vec<u64>, Vec<(u64, u64)>),
     /// Identity and path (`@` in front of an abstract one).
     UnixName(u64, String),
     Met(Box<ConnectionMet>),
@@ -37,10 +38,11 @@ pub fn parse(bytes: &[u8]) -> Option<Record> {
             let stack = StackRecord::from_bytes(bytes)?;
             let rest = bytes.get(size_of::<StackRecord>()..)?;
             let (native, python) = (usize::from(stack.frames), usize::from(stack.python));
-            let words = rest.get(..(native + python) * 8)?.chunks_exact(8);
+            let words = rest.get(..(native + 2 * python) * 8)?.chunks_exact(8);
             let mut words = words.filter_map(u64::from_bytes);
             let addresses = words.by_ref().take(native).collect();
-            Record::Stack(stack, addresses, words.collect())
+            let frames: Vec<u64> = words.by_ref().take(python).collect();
+            Record::Stack(stack, addresses, frames.into_iter().zip(words).collect())
         }
         record::UNIX_NAME => {
             let name = UnixName::from_bytes(bytes)?;
@@ -90,6 +92,7 @@ mod tests {
         bytes.extend(10u64.to_ne_bytes());
         bytes.extend(20u64.to_ne_bytes());
         bytes.extend(30u64.to_ne_bytes());
+        bytes.extend(40u64.to_ne_bytes());
         bytes
     }
 
@@ -99,7 +102,7 @@ mod tests {
             panic!()
         };
         assert_eq!((record.id, record.tgid, addresses), (9, 3, vec![10, 20]));
-        assert_eq!(python, [30]);
+        assert_eq!(python, [(30, 40)]);
     }
 
     #[test]

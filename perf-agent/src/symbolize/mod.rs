@@ -41,8 +41,8 @@ const MAX_CACHED: usize = 65536;
 /// Frames of an interpreter that belong to a stack.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Interpreted<'a> {
-    /// See `perf_ebpf_common::signals::python::word`.
-    pub words: &'a [u64],
+    /// See `perf_ebpf_common::signals::python::word` and `code_print`.
+    pub words: &'a [(u64, u64)],
     /// Whether the native frames go to the outermost.
     pub whole: bool,
 }

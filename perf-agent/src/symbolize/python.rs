@@ -8,8 +8,8 @@ use crate::{
     drain::FrameFact,
     python::{
         Interpreter,
-        code::{self, Code, Identity},
-        merge::{self, Native},
+        code::{self, Code},
+        merge::{self, Native, PythonFrame},
     },
     unwind::{
         mappings::Mapping,
@@ -31,7 +31,8 @@ struct Mapped {
 #[derive(Default)]
 pub struct Pythons {
     processes: HashMap<u32, Rc<Mapped>>,
-    codes: HashMap<(u32, u64), (Identity, Rc<Code>)>,
+    /// By process and address, with the print.
+    codes: HashMap<(u32, u64), (u64, Rc<Code>)>,
     /// Stacks in which the two walks did not agree on how often the interpreter's loop was called.
     pub shifted: u64,
     /// Frames whose code object could not be read.
@@ -43,7 +44,7 @@ pub struct Stack<'a> {
     pub pid: u32,
     /// Addresses of the native frames.
     pub addresses: &'a [u64],
-    pub words: &'a [u64],
+    pub words: &'a [(u64, u64)],
     /// Whether the native frames go to the outermost.
     pub whole: bool,
 }
@@ -94,53 +95,49 @@ impl Pythons {
         &mut self,
         pid: u32,
         interpreter: &Interpreter,
-        calls: &[Vec<(u64, u32)>],
+        calls: &[Vec<PythonFrame>],
     ) -> Vec<Vec<FrameFact>> {
-        let memory = File::open(format!("/proc/{pid}/mem")).ok();
-        let mut frame = |(address, unit): &(u64, u32)| match self.code(
-            pid,
-            memory.as_ref(),
-            interpreter,
-            *address,
-        ) {
+        let mut memory = None;
+        let mut frame = |frame: &PythonFrame| match self.code(pid, &mut memory, interpreter, frame)
+        {
             Some(code) if code.hidden => None,
-            Some(code) => Some(code.frame(&interpreter.code, *unit)),
+            Some(code) => Some(code.frame(&interpreter.code, frame.unit)),
             None => {
                 self.unreadable += 1;
                 Some(FrameFact {
-                    name: format!("[python code {address:#x}]"),
+                    name: format!("[python code {:#x}]", frame.code),
                     module: Some("[python]".to_owned()),
                     ..FrameFact::default()
                 })
             }
         };
-        let named = |run: &Vec<(u64, u32)>| run.iter().filter_map(&mut frame).collect();
+        let named = |run: &Vec<PythonFrame>| run.iter().filter_map(&mut frame).collect();
         calls.iter().map(named).collect()
     }
 
-    /// The code object at an address now; of a process that ended, what was there last.
+    /// The code object of a frame, if it is still there or was read before.
     fn code(
         &mut self,
         pid: u32,
-        memory: Option<&File>,
+        memory: &mut Option<File>,
         interpreter: &Interpreter,
-        address: u64,
+        frame: &PythonFrame,
     ) -> Option<Rc<Code>> {
-        let layout = &interpreter.code;
-        let known = self.codes.get(&(pid, address));
-        let Some((memory, identity)) =
-            memory.and_then(|m| Some((m, code::identity(m, layout, address)?)))
-        else {
-            return known.map(|(_, code)| code.clone());
-        };
-        if let Some((_, code)) = known.filter(|(same, _)| *same == identity) {
+        let known = self.codes.get(&(pid, frame.code));
+        if let Some((_, code)) = known.filter(|(print, _)| *print == frame.print) {
             return Some(code.clone());
         }
-        let code = Rc::new(code::read(memory, layout, identity)?);
+        if memory.is_none() {
+            *memory = File::open(format!("/proc/{pid}/mem")).ok();
+        }
+        let names = interpreter.names_at();
+        let code = code::read(memory.as_ref()?, &interpreter.code, names, frame)?;
+        let code = Rc::new(code);
         if self.codes.len() >= MAX_CACHED {
             self.codes.clear();
         }
-        self.codes.insert((pid, address), (identity, code.clone()));
+        let entry = (frame.print, code.clone());
+        self.codes.insert((pid, frame.code), entry);
         Some(code)
     }
 }

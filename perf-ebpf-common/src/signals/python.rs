@@ -4,6 +4,7 @@
 //! runs a whole chain of Python functions. So the kernel side walks the interpreter's list of frames
 //! as well and appends it to the native stack; user space puts the two together.
 
+use super::stacks::hash_step;
 use crate::wire;
 
 /// Most frames of the interpreter in one stack; one less than a power of two.
@@ -88,6 +89,14 @@ pub const UNIT_MAX: u64 = 0xffff;
 /// The code object's address, the code unit, and whether it is an entry.
 pub const fn parts(word: u64) -> (u64, u64, bool) {
     (word & CODE_MASK, word >> UNIT_SHIFT, word & ENTRY != 0)
+}
+
+/// What tells a code object from another that stood at its address before: its pointers at
+/// [`Python::code_names`]. Read with the stack, because the object may be gone when it is named.
+#[inline(always)]
+pub const fn code_print(names: [u64; CODE_NAMES]) -> u64 {
+    let [a, b, c, d] = names;
+    hash_step(hash_step(hash_step(hash_step(0, a), b), c), d)
 }
 
 /// Why a walk of Python frames ended; index into `python_walks`. Numbers are written to recordings.

@@ -7,7 +7,8 @@ use crate::wire;
 pub const MAX_FRAMES: usize = 127;
 
 /// Ring record: a stack not seen before, followed by `frames` addresses (u64), innermost first, and
-/// `python` words of the interpreter's frames (see [`super::python::word`]), innermost first too.
+/// `python` words of the interpreter's frames (see [`super::python::word`]), innermost first too, and
+/// for each of them its [`super::python::code_print`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackRecord {

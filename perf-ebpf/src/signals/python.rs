@@ -17,7 +17,7 @@ use perf_ebpf_common::{
     signals::{
         python::{
             CODE_NAMES, ENTRY, FRAME_BYTES, MAX_PYTHON_FRAMES, NO_FIELD, OWNED_BY_C_STACK, Python,
-            Stop, UNIT_MAX, entry, parts, word,
+            Stop, UNIT_MAX, code_print, entry, parts, word,
         },
         stacks::{MAX_FRAMES, hash_step},
         unwind::EXACT,
@@ -65,6 +65,8 @@ pub struct PythonWalk {
     raw: [u64; FRAME_BYTES / 8],
     /// One more than is ever filled, so that a masked index stays inside.
     pub words: [u64; MAX_PYTHON_FRAMES + 1],
+    /// See `code_print`, of each word.
+    pub prints: [u64; MAX_PYTHON_FRAMES + 1],
 }
 
 /// There is more to come.
@@ -331,13 +333,10 @@ pub extern "C" fn python_identity_step(slot: u32, i: u32) -> u64 {
     }
     let word = w.words[opaque(i as usize) & MAX_PYTHON_FRAMES];
     let (code, ..) = parts(word);
+    // Of a frame without code nothing can be read.
     let names = user::<[u64; CODE_NAMES]>(code + python.code_names as u64).unwrap_or_default();
-    let mut hash = hash_step(w.hash, word);
-    if code != 0 {
-        for name in names {
-            hash = hash_step(hash, name);
-        }
-    }
-    w.hash = hash;
+    let print = code_print(names);
+    w.prints[opaque(i as usize) & MAX_PYTHON_FRAMES] = print;
+    w.hash = hash_step(hash_step(w.hash, word), print);
     1
 }

@@ -42,7 +42,7 @@ pub struct Scratch {
     record: StackRecord,
     // Room for the interpreter's frames behind the others; of each one more than is ever filled, so
     // that a masked index stays inside.
-    pub frames: [u64; MAX_FRAMES + 1 + MAX_PYTHON_FRAMES + 1],
+    pub frames: [u64; MAX_FRAMES + 1 + 2 * (MAX_PYTHON_FRAMES + 1)],
     pub walk: Walk,
     pub python: PythonWalk,
 }
@@ -262,9 +262,17 @@ fn send(scratch: &mut Scratch, tgid: u32, hash: u64) {
                 (&raw const scratch.python.words).cast(),
                 interpreted as u32,
             );
+            let to = (&raw mut scratch.frames)
+                .byte_add(native as usize)
+                .byte_add(interpreted as usize);
+            copy(
+                to.cast(),
+                (&raw const scratch.python.prints).cast(),
+                interpreted as u32,
+            );
         }
     }
-    let length = size_of::<StackRecord>() as u64 + native + interpreted;
+    let length = size_of::<StackRecord>() as u64 + native + 2 * interpreted;
     // SAFETY: at most the whole scratch.
     let result = unsafe {
         bpf_ringbuf_output(
