@@ -49,21 +49,21 @@ def ordered():
 
 def made(name):
     space = {"time": time}
-    exec(f"def {name}(): time.sleep(0.001)", space)
+    exec(f"def {name}(): time.sleep(0.15)", space)
     return space[name]
 
 
-# The second function is most likely where the first was.
+# The second function is most likely where the first was. Each is there long enough to be read.
 def make():
-    made("first")()
-    made("second")()
+    while True:
+        made("first")()
+        made("second")()
 
 
 def work():
     while True:
         alternate()
         ordered()
-        make()
 
 
 def hold(lock):
@@ -87,6 +87,6 @@ if __name__ == "__main__":
     print("READY", os.getpid(), flush=True)
     sys.stdin.readline()
     shared = threading.Lock()
-    for target in (hold, contend):
-        threading.Thread(target=target, args=(shared,), daemon=True).start()
+    for target, given in ((hold, (shared,)), (contend, (shared,)), (make, ())):
+        threading.Thread(target=target, args=given, daemon=True).start()
     work()
