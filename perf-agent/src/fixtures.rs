@@ -389,6 +389,7 @@ fn full_coverage() -> Coverage {
             mismatched: 0,
         },
         stack_walks: map("complete", 2),
+        python_walks: map("complete", 2),
         maps: map("threads", 9),
         agent: AgentCost {
             cpu_ns: 1_000,

@@ -19,6 +19,7 @@ pub mod hash;
 pub mod kernel;
 pub mod model;
 pub mod profile;
+pub mod python;
 pub mod replay;
 pub mod schema;
 pub mod signals;

@@ -596,6 +596,9 @@ pub struct Coverage {
     /// Walks of user stacks by why they ended (`complete`: at the outermost frame), zero ones left
     /// out.
     pub stack_walks: BTreeMap<String, u64>,
+    /// Walks of Python frames by why they ended (`complete`: at the outermost frame), and what became
+    /// of them: `shifted`, `unreadable`. Zero ones are left out.
+    pub python_walks: BTreeMap<String, u64>,
     /// Entries in the kernel side's maps at the end of the window.
     pub maps: BTreeMap<String, u64>,
     pub agent: AgentCost,

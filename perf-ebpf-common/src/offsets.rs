@@ -69,6 +69,8 @@ offsets! {
     task_sched_delayed: Optional ["task_struct.se.sched_delayed"],
     task_sum_exec_runtime: Ledger ["task_struct.se.sum_exec_runtime"],
     task_run_delay: Optional ["task_struct.sched_info.run_delay"],
+    /// Base of the thread's local storage, which is `pthread_self()` on x86-64.
+    task_fsbase: Optional ["task_struct.thread.fsbase"],
     task_min_flt: Ledger ["task_struct.min_flt"],
     task_maj_flt: Ledger ["task_struct.maj_flt"],
     task_nvcsw: Ledger ["task_struct.nvcsw"],

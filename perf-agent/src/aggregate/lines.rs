@@ -184,6 +184,7 @@ pub fn coverage(
         lost,
         inferred: difference(&now.inferred, &before.inferred),
         stack_walks: difference(&now.stack_walks, &before.stack_walks),
+        python_walks: difference(&now.python_walks, &before.python_walks),
         bytes_seen: 0,
         bytes_decoded: 0,
         sockets: SocketCoverage::default(),

@@ -15,6 +15,8 @@ const RUNTIME_LIBRARIES: &[&str] = &[
     "libpthread",
     "libm.so",
     "libgcc_s",
+    "libpython",
+    "python3",
     "libstdc++",
     "librt",
     "[vdso]",
@@ -273,9 +275,15 @@ pub fn is_own(frame: &Frame) -> bool {
     let name = frame.name.as_str();
     let runtime = RUNTIME_LIBRARIES.iter().any(|lib| module.starts_with(lib))
         || frame.symbolized
-            && (RUNTIME_FUNCTIONS.contains(&name)
+            && (frame.module.as_deref().is_some_and(is_python_library)
+                || RUNTIME_FUNCTIONS.contains(&name)
                 || RUNTIME_PREFIXES.iter().any(|start| name.starts_with(start)));
     is_named(frame) && !runtime && !inlined
+}
+
+/// Whether it is Python code that was installed, not the program's own.
+fn is_python_library(module: &str) -> bool {
+    module.contains("/lib/python3") || module.starts_with("<frozen ")
 }
 
 /// A function's name without the hash that changes with each build.

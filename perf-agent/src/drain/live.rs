@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use perf_ebpf_common::{
     loss::Loss,
-    signals::{control::Control, record, sockets::Connection, unwind::Stop},
+    signals::{control::Control, python, record, sockets::Connection, unwind::Stop},
 };
 
 use self::{
@@ -33,7 +33,7 @@ use crate::{
     },
     kernel::{Kernel, LoadOptions, host, tables, unwind::UnwindMaps},
     signals::records::{self, Record},
-    symbolize::Stacks,
+    symbolize::{Interpreted, Stacks},
     unwind::{Request, Unwinder},
 };
 
@@ -318,8 +318,15 @@ impl Live {
                 process.threads.remove(&r.old_tid);
                 process.threads.insert(r.tgid);
             }
-            Some(Record::Stack(r, addresses)) => {
-                let fact = self.stacks.name(r.id, r.tgid, &addresses);
+            Some(Record::Stack(r, addresses, python)) => {
+                let whole = u32::from(r.stop) == Stop::Complete as u32;
+                let interpreted = Interpreted {
+                    words: &python,
+                    whole,
+                };
+                let fact = self
+                    .stacks
+                    .name_with(r.id, r.tgid, &addresses, &interpreted);
                 self.frames.push(Frame::Fact(Fact::Stack(fact)));
             }
             Some(Record::UnixName(id, path)) => self.connections.unix_name(id, &path),
@@ -416,7 +423,7 @@ impl Live {
         self.unprobed.extend(self.processes.keys());
         self.frames.push(Frame::Map(MapId::Threads, threads));
         let fact = self.window_fact(end_ns)?;
-        self.frames.push(Frame::Fact(Fact::Window(fact)));
+        self.frames.push(Frame::Fact(Fact::Window(Box::new(fact))));
         self.free_slots(end_ns)?;
         self.tell_unwinder(Request::Window);
         self.count_bpf_time();
@@ -515,6 +522,7 @@ impl Live {
             inferred,
             memo: self.memo()?,
             stack_walks: self.stack_walks()?,
+            python_walks: self.python_walks()?,
             map_entries,
             syscalls_on_ns: std::mem::take(&mut self.syscalls_on_ns),
             throttled: self
@@ -533,6 +541,16 @@ impl Live {
                 walks.insert(stop.name().to_owned(), count);
             }
         }
+        Ok(walks)
+    }
+
+    fn python_walks(&self) -> Result<BTreeMap<String, u64>> {
+        let mut walks = self.stacks.python_counts();
+        for stop in python::Stop::ALL {
+            let count = self.per_cpu_sum(&self.kernel.maps.python_walks, stop as u32)?;
+            walks.insert(stop.name().to_owned(), count);
+        }
+        walks.retain(|_, count| *count > 0);
         Ok(walks)
     }
 

@@ -92,7 +92,7 @@ pub enum Fact {
     Statements(StatementsFact),
     /// How much of that could be read.
     Traffic(TrafficFact),
-    Window(WindowFact),
+    Window(Box<WindowFact>),
     End(EndFact),
 }
 
@@ -303,6 +303,9 @@ pub struct WindowFact {
     /// Walks of user stacks since the attach, by why they ended.
     #[serde(default)]
     pub stack_walks: BTreeMap<String, u64>,
+    /// Walks of an interpreter's frames since the attach, by why they ended, and what became of them.
+    #[serde(default)]
+    pub python_walks: BTreeMap<String, u64>,
     /// Entries in the kernel's maps.
     pub map_entries: BTreeMap<String, u64>,
     /// Time the syscalls signal was attached in this window.

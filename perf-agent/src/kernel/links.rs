@@ -124,7 +124,7 @@ impl Links {
     ) -> Result<()> {
         for program in PROGRAMS.iter().filter(|p| off(p, without)) {
             let why = match program.signal {
-                TLS => "off: --tls on reads what OpenSSL encrypts".to_owned(),
+                TLS => "not asked for: --tls on reads what OpenSSL encrypts".to_owned(),
                 signal => format!("off by --{signal} off"),
             };
             self.refused.insert(program.name, why);

@@ -41,6 +41,7 @@ pub struct Maps {
     pub generated: RawMap,
     pub memo_stats: RawMap,
     pub stack_walks: RawMap,
+    pub python_walks: RawMap,
     /// Taken by the thread that builds the tables.
     pub unwind: Option<UnwindMaps>,
     pub histograms: MappedArray<ClassHistograms>,
@@ -80,6 +81,7 @@ impl Maps {
             generated: raw("generated", 4, 8)?,
             memo_stats: raw("memo_stats", 4, size_of::<MemoStats>())?,
             stack_walks: raw("stack_walks", 4, 8)?,
+            python_walks: raw("python_walks", 4, 8)?,
             unwind: Some(UnwindMaps::open(ebpf)?),
             histograms: MappedArray::map(fd(ebpf, "histograms")?.as_fd(), SLOTS as usize)
                 .context("mapping histograms")?,

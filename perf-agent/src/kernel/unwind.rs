@@ -6,7 +6,10 @@ use anyhow::Result;
 use aya::Ebpf;
 use perf_ebpf_common::{
     Wire as _,
-    signals::unwind::{Block, MAX_RANGES, Object, Range, Rule, Space},
+    signals::{
+        python::Python,
+        unwind::{Block, MAX_RANGES, Object, Range, Rule, Space},
+    },
 };
 
 use super::{maps::raw_map, raw::RawMap};
@@ -63,9 +66,10 @@ impl Maps for UnwindMaps {
         self.rules.update(&number.to_ne_bytes(), rule.as_bytes(), 0)
     }
 
-    fn write_space(&self, number: u32, ranges: &[Range]) -> io::Result<()> {
+    fn write_space(&self, number: u32, ranges: &[Range], python: Python) -> io::Result<()> {
         let mut space = Box::new(Space {
             missed_ns: 0,
+            python,
             ranges: [Range::UNUSED; MAX_RANGES],
         });
         for (to, from) in space.ranges.iter_mut().zip(ranges) {

@@ -117,10 +117,10 @@ fn trace() -> Vec<Frame> {
     spent[class::LOCK as usize] = 3 * S / 10;
     spent[class::TIMER as usize] = S / 10;
     let window = |end_ns| {
-        Frame::Fact(Fact::Window(WindowFact {
+        Frame::Fact(Fact::Window(Box::new(WindowFact {
             end_ns,
             ..WindowFact::default()
-        }))
+        })))
     };
     let threads = |state: ThreadState| {
         let mut bytes = PID.to_ne_bytes().to_vec();

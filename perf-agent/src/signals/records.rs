@@ -18,8 +18,9 @@ pub enum Record {
     Started(ThreadStarted),
     Exited(Box<ThreadExited>),
     Exec(Exec),
-    /// A stack and its addresses, innermost first.
-    Stack(StackRecord, Vec<u64>),
+    /// A stack, its addresses and the interpreter's frames, each with its code's print, innermost
+    /// first.
+    Stack(StackRecord, Vec<u64>, Vec<(u64, u64)>),
     /// Identity and path (`@` in front of an abstract one).
     UnixName(u64, String),
     Met(Box<ConnectionMet>),
@@ -36,13 +37,12 @@ pub fn parse(bytes: &[u8]) -> Option<Record> {
         record::STACK => {
             let stack = StackRecord::from_bytes(bytes)?;
             let rest = bytes.get(size_of::<StackRecord>()..)?;
-            let length = (stack.frames as usize).checked_mul(8)?;
-            let addresses = rest
-                .get(..length)?
-                .chunks_exact(8)
-                .filter_map(u64::from_bytes)
-                .collect();
-            Record::Stack(stack, addresses)
+            let (native, python) = (usize::from(stack.frames), usize::from(stack.python));
+            let words = rest.get(..(native + 2 * python) * 8)?.chunks_exact(8);
+            let mut words = words.filter_map(u64::from_bytes);
+            let addresses = words.by_ref().take(native).collect();
+            let frames: Vec<u64> = words.by_ref().take(python).collect();
+            Record::Stack(stack, addresses, frames.into_iter().zip(words).collect())
         }
         record::UNIX_NAME => {
             let name = UnixName::from_bytes(bytes)?;
@@ -84,20 +84,25 @@ mod tests {
             id: 9,
             tgid: 3,
             frames: 2,
+            python: 1,
+            stop: 0,
         }
         .as_bytes()
         .to_vec();
         bytes.extend(10u64.to_ne_bytes());
         bytes.extend(20u64.to_ne_bytes());
+        bytes.extend(30u64.to_ne_bytes());
+        bytes.extend(40u64.to_ne_bytes());
         bytes
     }
 
     #[test]
     fn a_stack_comes_with_its_addresses() {
-        let Some(Record::Stack(record, addresses)) = parse(&stack_record()) else {
+        let Some(Record::Stack(record, addresses, python)) = parse(&stack_record()) else {
             panic!()
         };
         assert_eq!((record.id, record.tgid, addresses), (9, 3, vec![10, 20]));
+        assert_eq!(python, [(30, 40)]);
     }
 
     #[test]

@@ -3,9 +3,10 @@
 
 mod kallsyms;
 mod perf_map;
+mod python;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     path::{Path, PathBuf},
 };
@@ -21,7 +22,11 @@ use blazesym::{
 use object::ReadCache;
 use perf_ebpf_common::signals::unwind::EXACT;
 
-use self::{kallsyms::Kallsyms, perf_map::PerfMaps};
+use self::{
+    kallsyms::Kallsyms,
+    perf_map::PerfMaps,
+    python::{Pythons, Stack},
+};
 use crate::{
     drain::{FrameFact, StackFact},
     unwind::{
@@ -32,6 +37,15 @@ use crate::{
 
 /// Most frames remembered; past it the cache starts anew.
 const MAX_CACHED: usize = 65536;
+
+/// Frames of an interpreter that belong to a stack.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Interpreted<'a> {
+    /// See `perf_ebpf_common::signals::python::word` and `code_print`.
+    pub words: &'a [(u64, u64)],
+    /// Whether the native frames go to the outermost.
+    pub whole: bool,
+}
 
 /// Symbolizes stacks, remembering every frame.
 pub struct Stacks {
@@ -46,6 +60,7 @@ pub struct Stacks {
     frames: HashMap<(u32, u64), Vec<FrameFact>>,
     maps: HashMap<u32, Vec<Mapping>>,
     perf_maps: PerfMaps,
+    pythons: Pythons,
     /// Build IDs of files, in hexadecimal.
     build_ids: HashMap<String, Option<String>>,
     /// Whether `symbolizer` has read anything.
@@ -82,6 +97,7 @@ impl Stacks {
             frames: HashMap::new(),
             maps: HashMap::new(),
             perf_maps: PerfMaps::default(),
+            pythons: Pythons::default(),
             build_ids: HashMap::new(),
             loaded: false,
             let_go: 0,
@@ -89,9 +105,30 @@ impl Stacks {
         }
     }
 
+    /// As [`Stacks::name_with`], of a stack without an interpreter's frames.
+    pub fn name(&mut self, id: u64, pid: u32, addresses: &[u64]) -> StackFact {
+        self.name_with(id, pid, addresses, &Interpreted::default())
+    }
+
+    /// What became of the interpreters' frames, by name in `coverage.python_walks`.
+    pub fn python_counts(&self) -> BTreeMap<String, u64> {
+        [
+            ("shifted", self.pythons.shifted),
+            ("unreadable", self.pythons.unreadable),
+        ]
+        .map(|(name, count)| (name.to_owned(), count))
+        .into()
+    }
+
     /// Names a stack's frames. `pid` 0 is a kernel stack, from which the scheduler's own frames
     /// (and the tracer's above them) are taken off.
-    pub fn name(&mut self, id: u64, pid: u32, addresses: &[u64]) -> StackFact {
+    pub fn name_with(
+        &mut self,
+        id: u64,
+        pid: u32,
+        addresses: &[u64],
+        interpreted: &Interpreted<'_>,
+    ) -> StackFact {
         // A frame-pointer walk may end in a word of zero.
         let end = addresses
             .iter()
@@ -132,13 +169,28 @@ impl Stacks {
             Some(frame) => Some(std::slice::from_ref(frame)),
             None => self.frames.get(&(pid, *a)).map(Vec::as_slice),
         };
-        let mut frames: Vec<FrameFact> = looked_up
+        let native: Vec<Vec<FrameFact>> = looked_up
             .iter()
             .map_while(frames_of)
             .take_while(|f| pid == 0 || f.iter().any(|f| f.symbolized || f.module.is_some()))
-            .flatten()
-            .cloned()
+            .map(<[FrameFact]>::to_vec)
             .collect();
+        let mut frames = match interpreted.words {
+            [] => native.into_iter().flatten().collect(),
+            words => {
+                let stack = Stack {
+                    pid,
+                    addresses: &looked_up,
+                    words,
+                    whole: interpreted.whole,
+                };
+                if !self.maps.contains_key(&pid) {
+                    self.read_mappings(pid);
+                }
+                let mappings = self.maps.get(&pid).map_or(&[][..], Vec::as_slice);
+                self.pythons.merge(&stack, native, mappings)
+            }
+        };
         if pid == 0 {
             strip_scheduler(&mut frames);
         }
@@ -155,6 +207,7 @@ impl Stacks {
         self.frames.retain(|(p, _), _| *p != pid);
         self.maps.remove(&pid);
         self.perf_maps.forget(pid);
+        self.pythons.forget(pid);
     }
 
     /// Lets go of what was read of programs so far (debug information takes 10 to 40 MB) where the
@@ -263,11 +316,7 @@ impl Stacks {
     /// or stripped code, which is module and offset, never a guess.
     fn without_symbol(&mut self, pid: u32, address: u64) -> FrameFact {
         if self.mapped(pid, address).is_none() && pid != 0 {
-            let text = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
-            // One that is gone leaves what was known of it.
-            if !text.is_empty() {
-                self.maps.insert(pid, mappings::parse(&text));
-            }
+            self.read_mappings(pid);
         }
         let Some(m) = self.mapped(pid, address) else {
             return unnamed_address(address);
@@ -285,6 +334,14 @@ impl Stacks {
             name: named.unwrap_or_else(|| format!("{file}+{offset:#x}")),
             module: Some(module.to_owned()),
             ..FrameFact::default()
+        }
+    }
+
+    /// Reads the mappings of a process. One that is gone leaves what was known of it.
+    fn read_mappings(&mut self, pid: u32) {
+        let text = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        if !text.is_empty() {
+            self.maps.insert(pid, mappings::parse(&text));
         }
     }
 

@@ -17,7 +17,10 @@ use std::{
 };
 
 use object::{ReadCache, ReadRef};
-use perf_ebpf_common::signals::unwind::{MAX_RANGES, MAX_SPACES, PAGE_SHIFT, Range};
+use perf_ebpf_common::signals::{
+    python::Python,
+    unwind::{MAX_RANGES, MAX_SPACES, PAGE_SHIFT, Range},
+};
 
 use super::{
     compile,
@@ -25,6 +28,7 @@ use super::{
     object::{Image, Load, linked_address},
     table::{Maps, Refused, Tables},
 };
+use crate::python::Interpreter;
 
 /// A space that no process has any more may still be walked: it rests for so long.
 const REST: Duration = Duration::from_secs(1);
@@ -153,6 +157,7 @@ struct Known {
     object: u32,
     begin: u64,
     loads: Vec<Load>,
+    python: Option<Interpreter>,
 }
 
 #[derive(Default)]
@@ -270,8 +275,8 @@ impl<M: Maps> Builder<M> {
         if self.processes.entry(pid).or_default().hash == hash {
             return Ok(false);
         }
-        let ranges = self.ranges(pid, &mappings::parse(&text));
-        let Some(space) = self.space(&ranges)? else {
+        let (ranges, python) = self.ranges(pid, &mappings::parse(&text));
+        let Some(space) = self.space(&ranges, python)? else {
             self.counters.spaces_full.fetch_add(1, Relaxed);
             self.tables.maps.set_process(pid, Some(0))?;
             return Ok(true);
@@ -285,8 +290,8 @@ impl<M: Maps> Builder<M> {
     }
 
     /// A space with these ranges: one that has them already, or one that nobody uses.
-    fn space(&mut self, ranges: &[Range]) -> io::Result<Option<u32>> {
-        let hash = hash_of(&ranges);
+    fn space(&mut self, ranges: &[Range], python: Python) -> io::Result<Option<u32>> {
+        let hash = hash_of(&(ranges, python));
         let now = Instant::now();
         let used: HashSet<u32> = self
             .tables
@@ -313,7 +318,7 @@ impl<M: Maps> Builder<M> {
         let Some(free) = (1..self.spaces.len()).find(|n| rested(&self.spaces[*n])) else {
             return Ok(None);
         };
-        self.tables.maps.write_space(free as u32, ranges)?;
+        self.tables.maps.write_space(free as u32, ranges, python)?;
         self.spaces[free] = SpaceState {
             hash,
             last_used: Some(now),
@@ -321,13 +326,15 @@ impl<M: Maps> Builder<M> {
         Ok(Some(free as u32))
     }
 
-    fn ranges(&mut self, pid: u32, mappings: &[Mapping]) -> Vec<Range> {
+    /// The mappings with their tables, and the interpreter that is among them.
+    fn ranges(&mut self, pid: u32, mappings: &[Mapping]) -> (Vec<Range>, Python) {
         if mappings.len() > MAX_RANGES {
             self.counters
                 .ranges_full
                 .fetch_add((mappings.len() - MAX_RANGES) as u64, Relaxed);
         }
-        mappings
+        let mut python = Python::default();
+        let ranges = mappings
             .iter()
             .take(MAX_RANGES)
             .map(|mapping| {
@@ -340,12 +347,17 @@ impl<M: Maps> Builder<M> {
                 if let Some(known) = self.known(pid, mapping)
                     && let Some(linked) = linked_address(&known.loads, mapping.offset)
                 {
+                    let bias = mapping.start.wrapping_sub(linked);
                     range.object = known.object;
-                    range.origin = mapping.start.wrapping_sub(linked).wrapping_add(known.begin);
+                    range.origin = bias.wrapping_add(known.begin);
+                    if let Some(interpreter) = &known.python {
+                        python = interpreter.at(bias);
+                    }
                 }
                 range
             })
-            .collect()
+            .collect();
+        (ranges, python)
     }
 
     /// What is mapped, with its table where it has one.
@@ -437,6 +449,7 @@ impl<M: Maps> Builder<M> {
             object,
             begin,
             loads,
+            python: Interpreter::of(&image),
         });
         if let Some(id) = build_id {
             self.build_ids.insert(id, known.clone());

@@ -2,8 +2,11 @@
 
 use object::{
     Endianness, ReadRef,
-    elf::{ELF_NOTE_GNU, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_LOAD, SHF_COMPRESSED, SHT_NOBITS},
-    read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _},
+    elf::{
+        ELF_NOTE_GNU, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_LOAD, SHF_COMPRESSED, SHN_UNDEF,
+        SHT_DYNSYM, SHT_NOBITS,
+    },
+    read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _},
 };
 
 use super::compile::Frames;
@@ -14,6 +17,13 @@ pub struct Load {
     pub offset: u64,
     pub address: u64,
     pub file_bytes: u64,
+}
+
+/// What an object defines for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Symbol {
+    pub address: u64,
+    pub size: u64,
 }
 
 /// An ELF file, as far as it is wanted here.
@@ -69,6 +79,42 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
             }
         }
         None
+    }
+
+    /// Exported symbols by name.
+    ///
+    /// # Errors
+    /// A malformed file.
+    pub fn exported<const N: usize>(
+        &self,
+        names: [&str; N],
+    ) -> object::Result<[Option<Symbol>; N]> {
+        let sections = self.header.sections(self.endian, self.data)?;
+        let symbols = sections.symbols(self.endian, self.data, SHT_DYNSYM)?;
+        let mut found = [None; N];
+        for symbol in symbols.iter() {
+            if symbol.st_shndx(self.endian) == SHN_UNDEF {
+                continue;
+            }
+            let name = symbol.name(self.endian, symbols.strings())?;
+            if let Some(at) = names.iter().position(|n| n.as_bytes() == name) {
+                found[at] = Some(Symbol {
+                    address: symbol.st_value(self.endian),
+                    size: symbol.st_size(self.endian),
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Bytes of the file that are loaded at an address.
+    pub fn bytes_at(&self, address: u64, length: u64) -> Option<&'a [u8]> {
+        let segments = self.header.program_headers(self.endian, self.data).ok()?;
+        segments.iter().find_map(|segment| {
+            let loaded = segment.p_type(self.endian) == PT_LOAD;
+            let range = loaded.then(|| segment.data_range(self.endian, self.data, address, length));
+            range?.ok()?
+        })
     }
 
     /// Its unwind information. Compressed sections are passed over.

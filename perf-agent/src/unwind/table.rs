@@ -8,6 +8,7 @@ use std::{
     io,
 };
 
+use perf_ebpf_common::signals::python::Python;
 use perf_ebpf_common::signals::unwind::{
     BLOCK_WORDS, Block, MAX_OBJECTS, MAX_RULES, Object, Range, Rule, SEGMENT_BYTES, row,
 };
@@ -22,8 +23,8 @@ pub trait Maps {
     fn write_block(&self, number: u32, block: &Block) -> io::Result<()>;
     fn write_object(&self, number: u32, object: &Object) -> io::Result<()>;
     fn write_rule(&self, number: u32, rule: &Rule) -> io::Result<()>;
-    /// Replaces the mappings of a space.
-    fn write_space(&self, number: u32, ranges: &[Range]) -> io::Result<()>;
+    /// Replaces the mappings of a space, and the interpreter in it.
+    fn write_space(&self, number: u32, ranges: &[Range], python: Python) -> io::Result<()>;
     /// Gives a process its space; `None` takes it away.
     fn set_process(&self, pid: u32, space: Option<u32>) -> io::Result<()>;
     /// Space of each process that has one.

@@ -10,7 +10,10 @@ use std::{
 
 use gimli::{BaseAddresses, EhFrame, NativeEndian, UnwindContext, UnwindSection as _};
 use object::ReadCache;
-use perf_ebpf_common::signals::unwind::{Block, Object, Range, Rule, cfa, fp, rule_at};
+use perf_ebpf_common::signals::{
+    python::Python,
+    unwind::{Block, Object, Range, Rule, cfa, fp, rule_at},
+};
 
 use super::{
     Request, Unwinder,
@@ -76,7 +79,7 @@ impl Maps for Memory {
         self.content.lock().unwrap().rules.insert(number, *rule);
         Ok(())
     }
-    fn write_space(&self, number: u32, ranges: &[Range]) -> io::Result<()> {
+    fn write_space(&self, number: u32, ranges: &[Range], _python: Python) -> io::Result<()> {
         let mut content = self.content.lock().unwrap();
         content.spaces.insert(number, ranges.to_vec());
         Ok(())

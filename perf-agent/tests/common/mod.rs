@@ -125,10 +125,10 @@ pub fn recording(windows: u64, slow: impl Fn(u64) -> bool) -> Vec<u8> {
         ];
         frames.push(threads());
         frames.push(Frame::Fact(Fact::Statements(StatementsFact { rows })));
-        frames.push(Frame::Fact(Fact::Window(WindowFact {
+        frames.push(Frame::Fact(Fact::Window(Box::new(WindowFact {
             end_ns: (window + 1) * S,
             ..WindowFact::default()
-        })));
+        }))));
     }
     frames.push(Frame::Fact(Fact::End(EndFact {
         reason: "duration".into(),

@@ -6,7 +6,9 @@ use crate::wire;
 /// Most frames of one stack.
 pub const MAX_FRAMES: usize = 127;
 
-/// Ring record: a stack not seen before, followed by `frames` addresses (u64), innermost first.
+/// Ring record: a stack not seen before, followed by `frames` addresses (u64), innermost first, and
+/// `python` words of the interpreter's frames (see [`super::python::word`]), innermost first too, and
+/// for each of them its [`super::python::code_print`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackRecord {
@@ -15,7 +17,10 @@ pub struct StackRecord {
     pub id: u64,
     /// Process whose address space the addresses are in; 0 for a kernel stack.
     pub tgid: u32,
-    pub frames: u32,
+    pub frames: u16,
+    pub python: u8,
+    /// Why the walk of a user stack ended, see [`super::unwind::Stop`].
+    pub stop: u8,
 }
 wire!(StackRecord => 32);
 

@@ -6,7 +6,7 @@
 //! [`Rule`]), and an index that tells for each segment of [`SEGMENT_BYTES`] which rows are in it.
 //! Rows and indices of all objects lie in one array of [`Block`]s.
 
-use super::RecordHeader;
+use super::{RecordHeader, python::Python};
 use crate::wire;
 
 /// Words of a [`Block`].
@@ -138,9 +138,11 @@ pub const PAGE_SHIFT: u32 = 12;
 pub struct Space {
     /// When the kernel side last told of an address that is in none of them.
     pub missed_ns: u64,
+    /// The interpreter that is mapped there.
+    pub python: Python,
     pub ranges: [Range; MAX_RANGES],
 }
-wire!(Space => 8 + 24 * MAX_RANGES);
+wire!(Space => 8 + 56 + 24 * MAX_RANGES);
 
 /// Least time between two [`Missed`] records of one space.
 pub const MISS_INTERVAL_NS: u64 = 100_000_000;

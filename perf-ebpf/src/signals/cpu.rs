@@ -88,14 +88,15 @@ pub fn sample(ctx: &PerfEventContext) {
     if setting!(stacks) == 0 {
         return;
     }
+    stacks::begin_python(tid, t.tgid, Slot::CpuClock);
+    let user_regs = user_registers(context, user_mode);
     let key = SiteKey {
         kernel_stack: if user_mode {
             0
         } else {
             stacks::walk_kernel(context, Slot::CpuClock)
         },
-        user_stack: stacks::walk_user(t.tgid, &user_registers(context, user_mode), Slot::CpuClock)
-            .0,
+        user_stack: stacks::walk_user(tid, t.tgid, &user_regs, Slot::CpuClock).0,
         detail: [0; 2],
         slot: t.slot,
         nr: !user_mode as u16,

@@ -18,6 +18,7 @@ use perf_ebpf_common::{
     signals::{
         RecordHeader,
         ledger::{MEMO_SLOTS, StackMemo, ThreadState},
+        python::MAX_PYTHON_FRAMES,
         record,
         stacks::{MAX_FRAMES, MemoStats, StackRecord, hash_start, hash_step},
         unwind::Stop,
@@ -29,16 +30,21 @@ use crate::{
     prelude::*,
     registers::{Registers, UserRegisters},
     shared_maps::{EVENTS, GENERATED},
-    signals::unwind::{self, Walk},
+    signals::{
+        python::{self, PythonWalk},
+        unwind::{self, Walk},
+    },
 };
 
 /// A stack record with room for every frame.
 #[repr(C)]
 pub struct Scratch {
     record: StackRecord,
-    // One more than is ever filled, so that a masked index stays inside.
-    pub frames: [u64; MAX_FRAMES + 1],
+    // Room for the interpreter's frames behind the others; of each one more than is ever filled, so
+    // that a masked index stays inside.
+    pub frames: [u64; MAX_FRAMES + 1 + 2 * (MAX_PYTHON_FRAMES + 1)],
     pub walk: Walk,
+    pub python: PythonWalk,
 }
 
 /// One slot for each program class that walks: the CPU clock may interrupt the others.
@@ -78,7 +84,13 @@ pub fn of_block(ctx: &BtfTracePointContext, t: &mut ThreadState, regs: &Register
     let stats = unsafe { &mut *stats };
     let class = forgotten(&t.site.class);
     let (ip, sp) = (regs.ip(), regs.sp());
-    let key = hash_step(hash_step(t.site.nr as u64, ip), sp) | 1;
+    let mut key = hash_step(hash_step(t.site.nr as u64, ip), sp);
+    // One native stack may be many Python ones.
+    let python = begin_python(t.tid, t.tgid, Slot::Scheduler);
+    if python != 0 {
+        key = hash_step(key, python);
+    }
+    key |= 1;
     let index = (key >> 32) as usize & (MEMO_SLOTS - 1);
     let memo = t.memo[index];
     let hit = repeats(class) && memo.key == key;
@@ -96,7 +108,7 @@ pub fn of_block(ctx: &BtfTracePointContext, t: &mut ThreadState, regs: &Register
     }
     let context = ctx_ptr(ctx);
     let kernel_stack = walk_kernel(context, Slot::Scheduler);
-    let (user_stack, partial) = walk_user(t.tgid, &regs.user(), Slot::Scheduler);
+    let (user_stack, partial) = walk_user(t.tid, t.tgid, &regs.user(), Slot::Scheduler);
     if hit && (kernel_stack != memo.kernel_stack || user_stack != memo.user_stack) {
         stats.mismatched += 1;
     }
@@ -145,16 +157,28 @@ pub fn walk_kernel(ctx: *mut c_void, slot: Slot) -> u64 {
     }
     // SAFETY: a per-CPU element of this program class.
     let scratch = unsafe { &mut *scratch };
-    scratch.record.frames = (bytes as usize / 8) as u32;
+    scratch.record.frames = (bytes as usize / 8) as u16;
+    scratch.record.python = 0;
+    scratch.record.stop = Stop::Complete as u8;
     let hash = content_hash(scratch, 0, bytes as usize / 8);
     send(scratch, 0, hash);
     hash
 }
 
-/// Walks a user stack of the current process. Returns the content hash, and whether a later walk
-/// may find more.
+/// Walks the frames of an interpreter, see [`python::begin`]; before [`walk_user`].
 #[inline(always)]
-pub fn walk_user(tgid: u32, regs: &UserRegisters, slot: Slot) -> (u64, bool) {
+pub fn begin_python(tid: u32, tgid: u32, slot: Slot) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(slot as u32) else {
+        return 0;
+    };
+    // SAFETY: a per-CPU element of this program class.
+    python::begin(unsafe { &mut *scratch }, tid, tgid, slot)
+}
+
+/// Walks a user stack of the current thread. Returns the content hash, and whether a later walk may
+/// find more.
+#[inline(always)]
+pub fn walk_user(tid: u32, tgid: u32, regs: &UserRegisters, slot: Slot) -> (u64, bool) {
     if regs.ip == 0 {
         // There is none: a thread of the kernel's.
         return (0, false);
@@ -166,13 +190,14 @@ pub fn walk_user(tgid: u32, regs: &UserRegisters, slot: Slot) -> (u64, bool) {
     let scratch = unsafe { &mut *scratch };
     unwind::walk(scratch, tgid, regs, slot);
     let stop = forgotten(&scratch.walk.stop);
-    scratch.record.frames = forgotten(&scratch.walk.frames);
     let hash = forgotten(&scratch.walk.hash);
+    let (hash, begun) = python::add(scratch, tid, hash, slot);
+    scratch.record.frames = forgotten(&scratch.walk.frames) as u16;
+    scratch.record.python = forgotten(&scratch.python.frames) as u8;
+    scratch.record.stop = stop as u8;
     send(scratch, tgid, hash);
-    (
-        hash,
-        stop == Stop::Pending as u32 || stop == Stop::NoMapping as u32,
-    )
+    let partial = stop == Stop::Pending as u32 || stop == Stop::NoMapping as u32;
+    (hash, partial || !begun)
 }
 
 /// Hashes the frames of a stack.
@@ -196,6 +221,8 @@ fn content_hash(scratch: &Scratch, tgid: u32, frames: usize) -> u64 {
 #[inline(never)]
 fn send(scratch: &mut Scratch, tgid: u32, hash: u64) {
     let frames = forgotten(&scratch.record.frames);
+    let python = forgotten(&scratch.record.python);
+    let stop = forgotten(&scratch.record.stop);
     if SEEN.get_ptr(&hash).is_some() {
         return;
     }
@@ -208,6 +235,8 @@ fn send(scratch: &mut Scratch, tgid: u32, hash: u64) {
         id: hash,
         tgid,
         frames,
+        python,
+        stop,
     };
     if SEEN.insert(&hash, &1, BPF_NOEXIST as u64).is_err() {
         // Unless another CPU was first and sends it.
@@ -222,7 +251,28 @@ fn send(scratch: &mut Scratch, tgid: u32, hash: u64) {
     }
     // VERIFIER: the length is masked, not compared: a comparison made on a copy in another register
     // is forgotten by 5.10.
-    let length = size_of::<StackRecord>() as u64 + ((frames as u64 & MAX_FRAMES as u64) * 8);
+    let native = (frames as u64 & MAX_FRAMES as u64) * 8;
+    let interpreted = (python as u64 & MAX_PYTHON_FRAMES as u64) * 8;
+    if interpreted != 0 {
+        // SAFETY: there is room for all of both.
+        unsafe {
+            let to = (&raw mut scratch.frames).byte_add(native as usize);
+            copy(
+                to.cast(),
+                (&raw const scratch.python.words).cast(),
+                interpreted as u32,
+            );
+            let to = (&raw mut scratch.frames)
+                .byte_add(native as usize)
+                .byte_add(interpreted as usize);
+            copy(
+                to.cast(),
+                (&raw const scratch.python.prints).cast(),
+                interpreted as u32,
+            );
+        }
+    }
+    let length = size_of::<StackRecord>() as u64 + native + 2 * interpreted;
     // SAFETY: at most the whole scratch.
     let result = unsafe {
         bpf_ringbuf_output(

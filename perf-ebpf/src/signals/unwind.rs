@@ -13,7 +13,9 @@ use aya_ebpf::{
 use perf_ebpf_common::{
     loss::Loss,
     signals::{
-        RecordHeader, record,
+        RecordHeader,
+        python::Python,
+        record,
         stacks::{MAX_FRAMES, hash_start, hash_step},
         unwind::{
             BLOCK_WORDS, Block, EXACT, MAX_OBJECTS, MAX_RANGES, MAX_RULES, MAX_SPACES,
@@ -109,6 +111,27 @@ pub fn walk(scratch: &mut Scratch, tgid: u32, regs: &UserRegisters, slot: Slot) 
         // SAFETY: a per-CPU element; the clock's interrupt may lose one count.
         unsafe { *count += 1 };
     }
+}
+
+/// The space of a process, if an interpreter is mapped in it, else 0.
+#[inline(always)]
+pub fn python_of(tgid: u32) -> u32 {
+    // SAFETY: the value is an integer written whole.
+    let Some(space) = (unsafe { PROCESSES.get(&tgid) }) else {
+        return 0;
+    };
+    match python_at(*space) {
+        Some(python) if python.eval_length != 0 => *space,
+        _ => 0,
+    }
+}
+
+/// Where things are in the interpreter of a space.
+#[inline(always)]
+pub fn python_at(space: u32) -> Option<&'static Python> {
+    let space = SPACES.get_ptr(space)?;
+    // SAFETY: a live map value, which is not changed while a process has it.
+    Some(unsafe { &(*space).python })
 }
 
 /// A new process has its parent's mappings until it executes a program.

@@ -1,5 +1,7 @@
 //! The text of the summary: the answer first, then what it rests on.
 
+use perf_ebpf_common::signals::python;
+
 use super::peers;
 use super::sections;
 use super::state::{FindingSum, ProcessSum, State, is_idle};
@@ -142,10 +144,12 @@ fn about(state: &State, live: bool) -> String {
     parts.join(" · ")
 }
 
+/// What is off and may be missed: TLS, which must be asked for, only where the target speaks it.
 fn off_signals(state: &State) -> Vec<String> {
+    let encrypted = state.coverage.sockets.tls_unreadable_bytes > 0;
     let signals = state.hello.iter().flat_map(|hello| &hello.signals);
     signals
-        .filter(|signal| !signal.on)
+        .filter(|signal| !signal.on && (signal.name != "tls" || encrypted))
         .map(|signal| format!("signal {} is off: {}", signal.name, signal.reason))
         .collect()
 }
@@ -252,6 +256,7 @@ fn coverage(state: &State) -> Vec<Vec<Span>> {
     if let Some(sockets) = peers::coverage(&c.sockets, c.bytes_seen, c.bytes_decoded) {
         line.push(plain(format!(" · {sockets}")));
     }
+    let python_ends = python::Stop::ALL.map(python::Stop::name);
     let walks: u64 = c.stack_walks.values().sum();
     let whole = c.stack_walks.get("complete").copied().unwrap_or(0);
     if walks > 0 {
@@ -259,6 +264,18 @@ fn coverage(state: &State) -> Vec<Vec<Span>> {
             " · {} of {} stack walks incomplete",
             units::count(walks - whole),
             units::count(walks),
+        )));
+    }
+    let python: u64 = python_ends
+        .iter()
+        .filter_map(|end| c.python_walks.get(*end))
+        .sum();
+    let whole = c.python_walks.get("complete").copied().unwrap_or(0);
+    if python > 0 {
+        line.push(plain(format!(
+            " · {} of {} Python stacks incomplete",
+            units::count(python - whole),
+            units::count(python),
         )));
     }
     line.push(plain(format!(

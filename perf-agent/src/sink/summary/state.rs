@@ -352,6 +352,7 @@ impl State {
         sum.stack_memo.checked += now.stack_memo.checked;
         sum.stack_memo.mismatched += now.stack_memo.mismatched;
         add_all(&mut sum.stack_walks, &now.stack_walks);
+        add_all(&mut sum.python_walks, &now.python_walks);
         sum.agent.cpu_ns += now.agent.cpu_ns;
         sum.agent.bpf_ns += now.agent.bpf_ns;
         sum.agent.rss_bytes = sum.agent.rss_bytes.max(now.agent.rss_bytes);
