@@ -30,7 +30,10 @@ static STREAMS: LruHashMap<TlsKey, TlsStream> = LruHashMap::with_max_entries(163
 /// Most plaintext of a small record. Records are reserved whole: uprobes may be preempted, so a
 /// scratch of the CPU would not be theirs alone.
 const SMALL: usize = 1024;
-const LARGE: usize = CAPTURE_MAX + TAIL_BYTES;
+/// More than the beginning of a large one: the last byte of a whole TLS record is in its tail.
+const LARGE: usize = CAPTURE_MAX;
+const TAIL_ROOM: usize = 2 * TAIL_BYTES;
+const LARGE_ROOM: usize = LARGE + TAIL_ROOM;
 
 #[repr(C)]
 struct Room<const N: usize> {
@@ -160,47 +163,57 @@ pub fn leave(t: &mut ThreadState, ctx: &RetProbeContext) {
         pad: [0; 6],
     };
     let limit = setting!(capture_bytes) as u64;
+    let limit = if limit < LARGE as u64 {
+        limit
+    } else {
+        LARGE as u64 - 1
+    };
     let head = if bytes < limit { bytes } else { limit };
     sockets::count(record::SOCKET_DATA);
-    if bytes <= SMALL as u64 && head == bytes {
-        emit::<SMALL>(&data, t.tls.buffer, head, bytes);
+    if bytes < SMALL as u64 && head == bytes {
+        emit::<SMALL, SMALL>(&data, t.tls.buffer, head, bytes);
     } else {
-        emit::<LARGE>(&data, t.tls.buffer, head, bytes);
+        emit::<LARGE, LARGE_ROOM>(&data, t.tls.buffer, head, bytes);
     }
 }
 
+/// Sends less than `HEAD` bytes from the beginning of a buffer and, where that is not all, its end.
+///
+/// VERIFIER: lengths are masked, not compared: 5.10 follows paths whose comparisons contradict each
+/// other, and refuses what is added to a pointer there.
 #[inline(always)]
-fn emit<const N: usize>(data: &SocketData, buffer: u64, head: u64, bytes: u64) {
-    let Some(mut slot) = DATA.reserve::<Room<N>>(0) else {
+fn emit<const HEAD: usize, const ROOM: usize>(
+    data: &SocketData,
+    buffer: u64,
+    head: u64,
+    bytes: u64,
+) {
+    let Some(mut slot) = DATA.reserve::<Room<ROOM>>(0) else {
         return lose(Loss::DataRingFull);
     };
     let room = slot.as_mut_ptr();
     // SAFETY: the slot is ours until submitted; of the payload only what was written is named.
     unsafe { (&raw mut (*room).data).write(*data) };
-    let most = if N < CAPTURE_MAX { N } else { CAPTURE_MAX };
-    let head = opaque(head as usize);
-    if head <= most {
-        // SAFETY: at most the payload.
-        if unsafe { read((&raw mut (*room).payload).cast(), head, buffer) } {
-            // SAFETY: as above.
-            unsafe { (*room).data.captured = head as u16 };
-            let rest = bytes - head as u64;
-            if N > CAPTURE_MAX && rest > 0 {
-                let tail = if rest < TAIL_BYTES as u64 {
-                    rest
-                } else {
-                    TAIL_BYTES as u64
-                };
-                let from = buffer + bytes - tail;
-                let tail = opaque(tail as usize);
-                if tail <= TAIL_BYTES {
-                    // SAFETY: `head` and `tail` fit the payload.
-                    unsafe {
-                        let at = (&raw mut (*room).payload).cast::<u8>().add(head);
-                        if read(at, tail, from) {
-                            (*room).data.tail = tail as u16;
-                        }
-                    }
+    let length = opaque(head as usize) & (HEAD - 1);
+    // SAFETY: less than the payload.
+    if unsafe { read((&raw mut (*room).payload).cast(), length, buffer) } {
+        // SAFETY: as above.
+        unsafe { (*room).data.captured = head as u16 };
+        let rest = bytes - head;
+        if ROOM > HEAD && rest > 0 {
+            let tail = if rest < TAIL_BYTES as u64 {
+                rest
+            } else {
+                TAIL_BYTES as u64
+            };
+            let from = buffer + bytes - tail;
+            let at = opaque(head as usize) & (HEAD - 1);
+            let length = opaque(tail as usize) & (TAIL_ROOM - 1);
+            // SAFETY: less than `HEAD` and `TAIL_ROOM` fit the payload.
+            unsafe {
+                let at = (&raw mut (*room).payload).cast::<u8>().add(at);
+                if read(at, length, from) {
+                    (*room).data.tail = tail as u16;
                 }
             }
         }
