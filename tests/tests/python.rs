@@ -90,12 +90,14 @@ fn source() -> PathBuf {
 struct Recorded {
     sites: Vec<Site>,
     python_walks: BTreeMap<String, u64>,
+    /// Walks that found the tables of the program still being made.
+    pending: u64,
 }
 
 fn read(recording: &Path) -> Recorded {
     let mut reader = Reader::new(File::open(recording).unwrap()).unwrap();
     let mut pipeline = Pipeline::of_every_site();
-    let (mut sites, mut python_walks) = (Vec::new(), BTreeMap::new());
+    let (mut sites, mut python_walks, mut pending) = (Vec::new(), BTreeMap::new(), 0);
     while let Some(frame) = reader.frame().unwrap() {
         let Some(report) = pipeline.report_of(&frame) else {
             continue;
@@ -104,11 +106,14 @@ fn read(recording: &Path) -> Recorded {
         for (name, count) in &report.coverage.python_walks {
             *python_walks.entry(name.clone()).or_default() += count;
         }
+        let stack_walks = &report.coverage.stack_walks;
+        pending += stack_walks.get("pending").copied().unwrap_or(0);
         sites.extend(report.processes.into_iter().flat_map(|p| p.profile.sites));
     }
     Recorded {
         sites,
         python_walks,
+        pending,
     }
 }
 
@@ -182,7 +187,8 @@ fn names(site: &Site) -> Vec<&str> {
 }
 
 /// Demands that at least 995 of 1,000 blocks and samples have a chain of calls that can be, and that
-/// those which must be there are.
+/// those which must be there are. Stacks of the first moments, which were counted as not to be walked
+/// yet, are not among the 1,000.
 fn every_stack_names_its_code(recorded: &Recorded) {
     let text = std::fs::read_to_string(source()).unwrap();
     let program: Vec<&str> = text.lines().collect();
@@ -195,6 +201,11 @@ fn every_stack_names_its_code(recorded: &Recorded) {
                 false => others.push((site.count, names(site))),
             }
         }
+        let bare = others.iter().filter(|(_, names)| names.is_empty());
+        all -= bare
+            .map(|(count, _)| count)
+            .sum::<u64>()
+            .min(recorded.pending);
         println!("on the CPU {on_cpu}: {good} of {all} known");
         assert!(good * 1000 >= all * 995, "{good} of {all}: {others:?}");
     }

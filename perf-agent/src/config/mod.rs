@@ -58,12 +58,21 @@ pub fn load(named: Option<&Path>) -> Result<Config, Error> {
         });
     }
     for path in usual_places(|name| env::var_os(name).map(PathBuf::from)) {
+        if hidden(&path) {
+            tracing::info!("config: {} cannot be looked for", path.display());
+            continue;
+        }
         if let Some(config) = read(&path)? {
             return Ok(config);
         }
     }
     tracing::info!("no config file: defaults");
     Ok(Config::default())
+}
+
+/// In a folder that may not be looked into: the home of another user, as `sudo -u` may leave it set.
+fn hidden(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
 }
 
 fn usual_places(variable: impl Fn(&str) -> Option<PathBuf>) -> Vec<PathBuf> {
