@@ -450,3 +450,22 @@ fn every_figure_of_evidence_is_explained_and_every_one_explained_is_given() {
         );
     }
 }
+
+#[test]
+fn a_function_of_the_programs_stays_its_own_with_a_line_of_code_inlined_into_it() {
+    let at = |name: &str, source: &str, inlined: bool| {
+        let mut frame = fixtures::frame(name, "/usr/bin/app");
+        (frame.source, frame.inlined, frame.symbolized) = (Some(source.into()), inlined, true);
+        view::is_own(&frame)
+    };
+    let std = "/rustc/59807616/library/std/src/sys/sync/mutex/futex.rs:33";
+    assert!(at("app::checkout", std, false));
+    assert!(at("app::checkout", "src/main.rs:7", false));
+    assert!(!at("lock<app::Inventory>", std, true));
+    assert!(!at("call_once<app::main::{closure_env#0}, ()>", std, false));
+    assert!(!at(
+        "<std::sys::sync::mutex::futex::Mutex>::lock_contended",
+        std,
+        false
+    ));
+}

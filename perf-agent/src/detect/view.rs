@@ -266,13 +266,16 @@ fn is_named(frame: &Frame) -> bool {
 
 /// Whether a user frame is the program's own code and no runtime's or library's of a language.
 pub fn is_own(frame: &Frame) -> bool {
-    // Where rustc says the standard library's code stands, which may be inlined under a bare name.
-    let inlined = frame
-        .source
-        .as_deref()
-        .is_some_and(|s| s.starts_with("/rustc/"));
     let module = frame.module.as_deref().map_or("", base_name);
     let name = frame.name.as_str();
+    // Where rustc says the standard library's code stands, which may be there under a bare name. A
+    // function of the program's with such code inlined has the line of that, and its own whole name.
+    let qualified = name.split('<').next().is_some_and(|n| n.contains("::"));
+    let inlined = (frame.inlined || !qualified)
+        && frame
+            .source
+            .as_deref()
+            .is_some_and(|s| s.starts_with("/rustc/"));
     let runtime = RUNTIME_LIBRARIES.iter().any(|lib| module.starts_with(lib))
         || frame.symbolized
             && (frame.module.as_deref().is_some_and(is_python_library)
