@@ -8,15 +8,19 @@ use perf_agent_tests::truth::{self, Demands, Measured};
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
 
-fn demand(run: &Run, measured: &[Measured]) {
+/// Holds a trace against what its program measured, with room for what was taken from its threads
+/// meanwhile ([`traced::interrupted`]): 26 ms of 230 once, from one that syncs to disk.
+fn demand(run: &Run, measured: &[Measured], interrupted: Duration) {
+    let taken_ns = interrupted.as_nanos() as u64;
+    let holds = |row: &truth::Row| {
+        let of_cpu = ["cpu", "disk"].contains(&row.what.as_str());
+        let off_ns = row.truth_ns.abs_diff(row.ledger_ns);
+        row.holds() || of_cpu && off_ns <= row.allowed_ns + taken_ns
+    };
     let booked = truth::booked(&run.lines).unwrap_or_else(|e| panic!("{e:#}"));
     let rows = truth::compare(measured, &booked, Demands::default());
     let table = truth::table(&rows);
-    assert!(
-        rows.iter().all(truth::Row::holds),
-        "{table}\n{}",
-        run.errors
-    );
+    assert!(rows.iter().all(holds), "{table}\n{}", run.errors);
     println!("{table}");
 }
 
@@ -32,14 +36,15 @@ fn every_class_is_what_the_program_measured_when_attached_to() {
     let json = directory.path().join("truth.json");
     let mut program = Traced::truth(&json);
     let pid = program.pid().to_string();
-    let stolen = traced::stolen();
+    let (stolen, interrupted) = (traced::stolen(), traced::interrupted());
     let agent = Agent::start(["trace", "-p", &pid, "--interval", "250ms"]);
     agent.attached();
     program.go();
     let run = agent.finish(PATIENCE);
     assert!(program.end(PATIENCE).success());
     run.ended_well("target_exit").lost_nothing();
-    demand(&run, &read_truth(&json));
+    let interrupted = traced::interrupted() - interrupted;
+    demand(&run, &read_truth(&json), interrupted);
     run.agrees_with_schedstat(traced::stolen() - stolen);
 }
 
@@ -49,6 +54,7 @@ fn every_class_is_what_the_program_measured_when_started_by_the_trace() {
     let directory = tempfile::tempdir().unwrap();
     let json = directory.path().join("truth.json");
     let (program, disk) = (traced::program("truth"), traced::disk_directory());
+    let interrupted = traced::interrupted();
     let run = agent::run(
         [
             "trace",
@@ -63,7 +69,8 @@ fn every_class_is_what_the_program_measured_when_started_by_the_trace() {
     );
     run.ended_well("target_exit").lost_nothing();
     assert_eq!(run.the("bye")["exit_code"], 0, "{}", run.text);
-    demand(&run, &read_truth(&json));
+    let interrupted = traced::interrupted() - interrupted;
+    demand(&run, &read_truth(&json), interrupted);
 }
 
 /// The split is told by samples, some 30 of a thread in one run: three runs are taken together, and what
@@ -151,7 +158,7 @@ fn a_thread_that_sleeps_all_the_time_has_the_whole_of_every_window() {
 fn a_thread_that_lives_50_ms_has_its_50_ms() {
     let _alone = alone();
     let (run, done) = trace_workload("shortlived-thread", Duration::from_secs(5));
-    demand(&run, &truth::measured(&done).unwrap());
+    demand(&run, &truth::measured(&done).unwrap(), Duration::ZERO);
     let tid = &done["threads"][0]["tid"];
     let ended = run.of_type("ledger").any(|line| {
         let threads = line["threads"].as_array().unwrap();
@@ -167,7 +174,7 @@ fn a_thread_that_migrates_a_thousand_times_loses_nothing() {
     let _alone = alone();
     let stolen = traced::stolen();
     let (run, done) = trace_workload("migrate", Duration::from_secs(20));
-    demand(&run, &truth::measured(&done).unwrap());
+    demand(&run, &truth::measured(&done).unwrap(), Duration::ZERO);
     run.agrees_with_schedstat(traced::stolen() - stolen);
 }
 
