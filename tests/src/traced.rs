@@ -1,6 +1,7 @@
 //! Runs a workload of this package, in step with a test.
 
 use std::io::{BufRead, BufReader, Write};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -136,19 +137,23 @@ pub fn disk_directory() -> PathBuf {
 /// Time a hypervisor took from this machine since boot, in which threads were neither on the CPU nor
 /// in the run queue for the scheduler. Known to a hundredth of a second.
 pub fn stolen() -> Duration {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let ticks = stat.split_whitespace().nth(8).and_then(|t| t.parse().ok());
-    Duration::from_millis(10 * ticks.unwrap_or(0))
+    cpu_time(8..=8)
 }
 
 /// Time since boot that interrupts and a hypervisor took on all CPUs: to the ledger the thread they took
 /// it from is on the CPU, to the scheduler's clock of the thread it is not. Known to a hundredth of a
 /// second.
 pub fn interrupted() -> Duration {
+    // irq, softirq, steal
+    cpu_time(6..=8)
+}
+
+/// Sum of fields of the line `cpu` in `/proc/stat` (proc_stat(5)), that word being field 0.
+fn cpu_time(fields: RangeInclusive<usize>) -> Duration {
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    // Of the line `cpu`: irq, softirq, steal.
-    let fields = stat.split_whitespace().skip(6).take(3);
-    let ticks: u64 = fields.filter_map(|t| t.parse::<u64>().ok()).sum();
+    let times = stat.split_whitespace().enumerate();
+    let wanted = times.filter(|(at, _)| fields.contains(at));
+    let ticks: u64 = wanted.filter_map(|(_, t)| t.parse::<u64>().ok()).sum();
     Duration::from_millis(10 * ticks)
 }
 

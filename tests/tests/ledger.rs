@@ -73,16 +73,16 @@ fn every_class_is_what_the_program_measured_when_started_by_the_trace() {
     demand(&run, &read_truth(&json), interrupted);
 }
 
-/// The split is told by samples, some 30 of a thread in one run: three runs are taken together, and what
-/// interrupts take from a thread that only computes (a tenth here) is left room for.
+/// The split is told by samples, some 30 of a thread in one run, and a burst of interrupts in one run is
+/// kernel time of whom it hits: the median of three runs.
 #[test]
 fn user_and_kernel_time_are_told_apart() {
     let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
     let json = directory.path().join("truth.json");
     let wanted = [("spin", "cpu.user"), ("kernel", "cpu.kernel")];
-    let mut sums = [(0, 0); 2];
-    for _ in 0..3 {
+    let mut shares = [[0.0; 3]; 2];
+    for run_number in 0..3 {
         let mut program = Traced::truth(&json);
         let agent = Agent::start(["trace", "-p", &program.pid().to_string()]);
         agent.attached();
@@ -91,16 +91,19 @@ fn user_and_kernel_time_are_told_apart() {
         assert!(program.end(PATIENCE).success());
         let booked = truth::booked(&run.lines).unwrap();
         let measured = read_truth(&json);
-        for ((thread, class), sum) in wanted.iter().zip(&mut sums) {
+        for ((thread, class), shares) in wanted.iter().zip(&mut shares) {
             let measured = measured.iter().find(|m| m.name == *thread).unwrap();
             let b = &booked[&measured.tid];
-            sum.0 += b.classes.get(*class).copied().unwrap_or(0);
-            sum.1 += b.cpu_ns();
+            let of_class = b.classes.get(*class).copied().unwrap_or(0);
+            shares[run_number] = of_class as f64 / b.cpu_ns() as f64;
         }
     }
-    for ((thread, class), (of_class, cpu)) in wanted.into_iter().zip(sums) {
-        let share = of_class as f64 / cpu as f64;
-        assert!(share > 0.7, "{thread}: {class} is {share} of its CPU time");
+    for ((thread, class), mut shares) in wanted.into_iter().zip(shares) {
+        shares.sort_by(f64::total_cmp);
+        assert!(
+            shares[1] > 0.8,
+            "{thread}: {class} is {shares:?} of its CPU time"
+        );
     }
 }
 
