@@ -9,7 +9,12 @@ pub mod agent;
 #[cfg(feature = "harness")]
 pub mod capture;
 #[cfg(feature = "harness")]
+pub mod gallery;
+#[cfg(feature = "harness")]
 pub mod proxy;
+#[cfg(feature = "harness")]
+#[path = "../workloads/mod.rs"]
+pub mod rows;
 #[cfg(feature = "harness")]
 pub mod servers;
 #[cfg(feature = "harness")]

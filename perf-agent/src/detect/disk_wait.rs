@@ -51,18 +51,21 @@ pub fn find(view: &View) -> Vec<Candidate> {
         return Vec::new();
     }
     let mut families: BTreeMap<String, Vec<&Site>> = BTreeMap::new();
-    for site in view.sites(|class| class == "disk") {
+    for site in view.sites(is_disk) {
         if let Some(family) = family_of(site) {
             families.entry(family).or_default().push(site);
         }
     }
     let sum = |sites: &[&Site]| sites.iter().map(|site| site.sum_ns).sum::<u64>();
+    // The places that are not shown are taken to be of the same kinds as those that are.
+    let shown_ns: u64 = view.sites(is_disk).map(|site| site.sum_ns).sum();
+    let of_all = |ns: u64| (total_ns as f64 * ratio(ns, shown_ns)) as u64;
     let mut families: Vec<(String, Vec<&Site>)> = families.into_iter().collect();
     families.sort_by_key(|(_, sites)| std::cmp::Reverse(sum(sites)));
     let mut found = Vec::new();
     let mut named_ns = 0;
     for (family, sites) in families.iter().take(MAX_FAMILIES) {
-        let wait_ns = sum(sites).min(total_ns - named_ns);
+        let wait_ns = of_all(sum(sites)).min(total_ns - named_ns);
         named_ns += wait_ns;
         found.push(candidate(view, Some(family), sites, wait_ns));
     }
@@ -73,12 +76,13 @@ pub fn find(view: &View) -> Vec<Candidate> {
             .any(|(other, _)| *other == family),
         None => true,
     };
-    let rest: Vec<&Site> = view
-        .sites(|class| class == "disk")
-        .filter(of_rest)
-        .collect();
+    let rest: Vec<&Site> = view.sites(is_disk).filter(of_rest).collect();
     found.push(candidate(view, None, &rest, total_ns - named_ns));
     found
+}
+
+fn is_disk(class: &str) -> bool {
+    class == "disk"
 }
 
 /// Directory and extension of a site's file, runs of digits folded: files that are one to the

@@ -1,0 +1,100 @@
+//! One program of the gallery under the agent.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::PATIENCE;
+use crate::agent;
+use crate::rows::row::{Health, Program, Row, Servers, Stage};
+use crate::traced::{self, Traced};
+
+/// How long a program is traced, in one window.
+const TRACED: &str = "3s";
+
+/// What a program did by its own count, and what was found.
+pub struct Measured {
+    units: f64,
+    busy_ns: f64,
+    wall_ns: f64,
+    /// In their order.
+    pub findings: Vec<Value>,
+}
+
+impl Measured {
+    /// Thread time of a unit of work.
+    pub fn ns_per_unit(&self) -> f64 {
+        self.busy_ns / self.units
+    }
+
+    pub fn units_per_s(&self) -> f64 {
+        self.units * 1e9 / self.wall_ns
+    }
+}
+
+/// Traces the program of a row in the middle of its work.
+///
+/// # Errors
+/// Where what it needs cannot be made ready, or it did nothing.
+///
+/// # Panics
+/// Where the agent or the program do not do their part.
+pub fn measure(row: &Row, health: Health, servers: &mut Servers) -> Result<Measured> {
+    let mut stage = Stage {
+        health,
+        command: command(row, health),
+        servers,
+        props: Vec::new(),
+    };
+    (row.stage)(&mut stage).with_context(|| format!("making ready for {}", row.name))?;
+    let Stage { command, props, .. } = stage;
+    let mut program = Traced::start(command, row.name);
+    program.go();
+    let pid = program.pid().to_string();
+    let trace = [
+        "trace",
+        "--interval",
+        "100s",
+        "--duration",
+        TRACED,
+        "-p",
+        &pid,
+    ];
+    let run = agent::run(trace, PATIENCE);
+    run.ended_well("duration");
+    program.go();
+    let done = program.done(PATIENCE);
+    drop(program);
+    drop(props);
+    let figure = |name: &str| {
+        let value = done[name].as_f64().filter(|value| *value > 0.0);
+        value.with_context(|| format!("{} ({}) has no {name}: {done}", row.name, health.name()))
+    };
+    Ok(Measured {
+        units: figure("units")?,
+        busy_ns: figure("busy_ns")?,
+        wall_ns: figure("wall_ns")?,
+        findings: run.of_type("finding").cloned().collect(),
+    })
+}
+
+fn command(row: &Row, health: Health) -> Command {
+    let mut command = match row.program {
+        Program::Rust(_) => {
+            let mut command = Command::new(traced::program("gallery"));
+            command.args(["--work", row.name]);
+            command
+        }
+        Program::Python(script) => {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("workloads");
+            let mut command = Command::new("/usr/bin/python3");
+            // Leaves no compiled files behind.
+            command.arg("-B").arg(folder.join(script));
+            command
+        }
+    };
+    command.arg(health.name());
+    command
+}

@@ -1,0 +1,28 @@
+//! The gallery: small programs, each with one kind of trouble, and their healthy twins, which do the
+//! same work as it is done right. `cargo xtask gallery` runs them under the agent and prints what it
+//! found of each, beside what the twin really gains.
+//!
+//! A row is a file with a `ROW` and one line in [`ROWS`]. Its program does units of work as they fall
+//! due ([`shift`]) and counts the time they took by its own clock: that is the truth findings are held
+//! to. A sick program cannot keep up or hardly can; its twin has time to spare, and nothing is wrong
+//! with it.
+
+pub mod row;
+pub mod shift;
+
+mod error_storm;
+mod fsync_per_record;
+mod lock_convoy;
+mod sleep_poll;
+mod tiny_writes;
+
+use row::Row;
+
+/// Every row, in the order of the table.
+pub const ROWS: &[Row] = &[
+    lock_convoy::ROW,
+    tiny_writes::ROW,
+    fsync_per_record::ROW,
+    sleep_poll::ROW,
+    error_storm::ROW,
+];

@@ -1,0 +1,119 @@
+//! What a row of the gallery is made of.
+
+use std::any::Any;
+use std::io;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::servers::Postgres;
+use crate::traced;
+
+/// Findings for those who run the host and the program.
+pub const ENGINEER: &str = "performance-engineer";
+/// Findings for those who run the database.
+pub const DATABASE: &str = "database-specialist";
+
+/// Whether a program has the trouble of its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    Sick,
+    Healthy,
+}
+
+impl Health {
+    pub fn name(self) -> &'static str {
+        match self {
+            Health::Sick => "sick",
+            Health::Healthy => "healthy",
+        }
+    }
+
+    pub fn is_sick(self) -> bool {
+        self == Health::Sick
+    }
+}
+
+/// One kind of trouble.
+pub struct Row {
+    /// What it is called in the table and by `--only`.
+    pub name: &'static str,
+    /// What one unit of work is.
+    pub unit: &'static str,
+    /// What is to be found first, and for whom.
+    pub category: &'static str,
+    pub delegate: &'static str,
+    pub program: Program,
+    /// Makes ready what the program needs, and tells it on its command line.
+    pub stage: fn(&mut Stage) -> io::Result<()>,
+}
+
+/// What is run, sick or healthy by its first argument.
+pub enum Program {
+    /// A function of ours, in a process of its own.
+    Rust(fn(&Job) -> io::Result<()>),
+    /// A script of this folder, in Debian's Python.
+    Python(&'static str),
+}
+
+/// What a program of ours is told.
+pub struct Job {
+    pub health: Health,
+    /// What [`Row::stage`] added to the command line.
+    pub arguments: Vec<String>,
+}
+
+impl Job {
+    /// The argument at a place.
+    ///
+    /// # Errors
+    /// Where it is missing.
+    pub fn argument(&self, at: usize) -> io::Result<&str> {
+        let missing = || io::Error::other(format!("argument {at} is missing"));
+        self.arguments
+            .get(at)
+            .map(String::as_str)
+            .ok_or_else(missing)
+    }
+}
+
+/// A program about to be run.
+pub struct Stage<'a> {
+    pub health: Health,
+    pub command: Command,
+    pub servers: &'a mut Servers,
+    /// Kept until the program has ended.
+    pub props: Vec<Box<dyn Any>>,
+}
+
+impl Stage<'_> {
+    /// A directory of its own on a disk, given to the program as an argument.
+    ///
+    /// # Errors
+    /// Where it cannot be made.
+    pub fn directory(&mut self) -> io::Result<PathBuf> {
+        let directory = tempfile::Builder::new()
+            .prefix("gallery-")
+            .tempdir_in(traced::disk_directory())?;
+        let path = directory.path().to_owned();
+        self.command.arg(&path);
+        self.props.push(Box::new(directory));
+        Ok(path)
+    }
+}
+
+/// For a program that needs nothing.
+pub fn nothing(_: &mut Stage) -> io::Result<()> {
+    Ok(())
+}
+
+/// Servers that rows share, started when the first one asks.
+#[derive(Default)]
+pub struct Servers {
+    postgres: Option<Postgres>,
+}
+
+impl Servers {
+    pub fn postgres(&mut self) -> &Postgres {
+        self.postgres.get_or_insert_with(Postgres::start)
+    }
+}
