@@ -5,7 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::servers::Postgres;
+use super::postgres::Client;
+use crate::servers::{self, Postgres, Running};
 use crate::traced;
 
 /// Findings for those who run the host and the program.
@@ -99,6 +100,25 @@ impl Stage<'_> {
         self.props.push(Box::new(directory));
         Ok(path)
     }
+
+    /// A PostgreSQL server with pgbench's tables; its socket is given to the program as an argument.
+    pub fn postgres(&mut self) {
+        self.command.arg(self.servers.postgres().socket());
+    }
+
+    /// A connection to that server.
+    ///
+    /// # Errors
+    /// Where it is refused.
+    pub fn database(&mut self) -> io::Result<Client> {
+        Client::connect(self.servers.postgres().socket())
+    }
+
+    /// A Redis server; its address is given to the program as an argument.
+    pub fn redis(&mut self) {
+        let port = self.servers.redis();
+        self.command.arg(format!("127.0.0.1:{port}"));
+    }
 }
 
 /// For a program that needs nothing.
@@ -106,14 +126,26 @@ pub fn nothing(_: &mut Stage) -> io::Result<()> {
     Ok(())
 }
 
+/// For a program that needs [`Stage::postgres`] alone.
+pub fn with_postgres(stage: &mut Stage) -> io::Result<()> {
+    stage.postgres();
+    Ok(())
+}
+
 /// Servers that rows share, started when the first one asks.
 #[derive(Default)]
 pub struct Servers {
     postgres: Option<Postgres>,
+    redis: Option<(Running, u16)>,
 }
 
 impl Servers {
-    pub fn postgres(&mut self) -> &Postgres {
+    fn postgres(&mut self) -> &Postgres {
         self.postgres.get_or_insert_with(Postgres::start)
+    }
+
+    /// Its port.
+    fn redis(&mut self) -> u16 {
+        self.redis.get_or_insert_with(servers::redis).1
     }
 }

@@ -1,0 +1,12 @@
+//! See `cpu_regex.py`.
+
+use super::row::{ENGINEER, Program, Row, nothing};
+
+pub const ROW: Row = Row {
+    name: "CPU-bound regex",
+    unit: "batch of texts",
+    category: "cpu_bound",
+    delegate: ENGINEER,
+    program: Program::Python("cpu_regex.py"),
+    stage: nothing,
+};

@@ -1,0 +1,12 @@
+//! See `gil_contention.py`.
+
+use super::row::{ENGINEER, Program, Row, nothing};
+
+pub const ROW: Row = Row {
+    name: "Python GIL contention",
+    unit: "request",
+    category: "lock_contention",
+    delegate: ENGINEER,
+    program: Program::Python("gil_contention.py"),
+    stage: nothing,
+};
