@@ -230,6 +230,7 @@ pub fn full_finding() -> Finding {
         recommendations: vec!["Hold it for less time".into()],
         state: State::New,
         since: stamp().ts,
+        caused_by: Some("fedcba9876543210".into()),
         stacks: full_sites(),
     }
 }
@@ -502,6 +503,7 @@ pub fn minimal_lines() -> Vec<Line> {
     finding.evidence.clear();
     finding.recommendations.clear();
     finding.stacks.clear();
+    finding.caused_by = None;
     let mut connections = full_connections();
     connections.connections.clear();
     let mut statements = full_statements();

@@ -14,6 +14,7 @@ mod tests {
     /// What the model leaves out where there is nothing to say: ends of paths.
     const OPTIONAL: &[&str] = &[
         "_stack[].build_id",
+        ".caused_by",
         ".connect_ns",
         ".count_error",
         "faults.cpu_ns",

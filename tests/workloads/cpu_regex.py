@@ -17,4 +17,4 @@ def check_texts(pattern):
 
 
 pattern = SICK if sys.argv[1] == "sick" else HEALTHY
-shift.work(1, 0.01, lambda: check_texts(pattern))
+shift.work(1, 0.01, lambda: lambda: check_texts(pattern))

@@ -1,15 +1,16 @@
-"""Requests of a few steps, each with a little I/O, beside a thread that computes statistics in Python code:
-after each step they wait until that thread gives the interpreter's lock up. The twin computes the statistics
-in a process of its own."""
+"""Requests that ask a helper over a pipe a few times, beside a thread that computes statistics in Python code:
+after each answer they wait until that thread gives the interpreter's lock up. The twin computes the statistics in
+a process of its own."""
 
 import multiprocessing
-import os
+import subprocess
 import sys
 import threading
 
 import shift
 
 WORKERS = 3
+ASKS = 16
 STATISTICS = 0.04
 STATISTICS_EVERY = 0.1
 
@@ -18,10 +19,16 @@ def compute():
     return sum(i * i % 7 for i in range(200))
 
 
-def answer_request():
-    for _ in range(4):
-        compute()
-        os.stat("/")
+def hire():
+    helper = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+
+    def answer_request():
+        for _ in range(ASKS):
+            helper.stdin.write(b"?")
+            helper.stdout.read(1)
+            compute()
+
+    return answer_request
 
 
 def compute_statistics(times, over):
@@ -33,10 +40,11 @@ def compute_statistics(times, over):
 times = shift.calibrated(compute, STATISTICS)
 if sys.argv[1] == "sick":
     over = threading.Event()
-    threading.Thread(target=compute_statistics, args=(times, over)).start()
+    statistics = threading.Thread(target=compute_statistics, args=(times, over), daemon=True)
 else:
     context = multiprocessing.get_context("fork")
     over = context.Event()
-    context.Process(target=compute_statistics, args=(times, over)).start()
-shift.work(WORKERS, 0.01, answer_request)
+    statistics = context.Process(target=compute_statistics, args=(times, over), daemon=True)
+statistics.start()
+shift.work(WORKERS, 0.02, hire)
 over.set()

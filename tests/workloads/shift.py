@@ -28,8 +28,9 @@ def keep_at_it(unit, first, every, over):
     return units, busy
 
 
-def work(workers, every, unit):
-    """Has `workers` threads do `unit` every so many seconds each."""
+def work(workers, every, hire):
+    """Has `workers` threads do a unit of work every so many seconds each, by what `hire` makes for it."""
+    jobs = [hire() for _ in range(workers)]
     print("READY", os.getpid(), flush=True)
     sys.stdin.readline()
     begun = time.perf_counter()
@@ -37,7 +38,7 @@ def work(workers, every, unit):
     results = []
 
     def day(i):
-        results.append(keep_at_it(unit, begun + every * i / workers, every, over))
+        results.append(keep_at_it(jobs[i], begun + every * i / workers, every, over))
 
     team = [threading.Thread(target=day, args=(i,)) for i in range(workers)]
     for worker in team:

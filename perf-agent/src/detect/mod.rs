@@ -2,15 +2,17 @@
 //!
 //! A rule is one file here and one entry in [`RULES`]. It proposes [`Candidate`]s; what is the same
 //! for all of them happens here: the floor (`min_gain`), the impact, the stable id, the order, and
-//! what became of findings from window to window.
+//! what became of findings from window to window; in [`causes`], which of them follow from others.
 
 mod cache_misses;
+mod causes;
 mod chatty;
 mod connection_churn;
 mod cpu_bound;
 mod disk_wait;
 mod error_storm;
 pub mod explain;
+mod gil;
 mod idle_in_transaction;
 mod lock_contention;
 mod n_plus_one;
@@ -181,6 +183,12 @@ struct Candidate {
     always: Option<Level>,
     /// The peer whose waits it explains.
     peer: Option<String>,
+    /// The peer that the target asks, of what is said about asking it.
+    server: Option<String>,
+    /// Peers that are asked because of it.
+    brings: Vec<String>,
+    /// Of a lock: the thread that let go of it most.
+    holder: Option<u32>,
     effort: Level,
     confidence: f64,
     /// Keeps a finding that is there already, and begins none.
@@ -205,6 +213,9 @@ impl Candidate {
             impact_cap: Level::High,
             always: None,
             peer: None,
+            server: None,
+            brings: Vec::new(),
+            holder: None,
             effort: Level::Medium,
             confidence: 0.5,
             only_if_known: false,
@@ -222,6 +233,10 @@ impl Candidate {
             .min(self.impact_cap)
     }
 }
+
+/// Part of the floor down to which a finding that is there is kept: what is near the floor would come and
+/// go with every window.
+const KEPT_ABOVE: f64 = 0.5;
 
 /// One cause is one finding: drops the waits for a peer where rules that look at what was said to it
 /// explain at least half of them, unless they all say that it matters little and the waits do not.
@@ -296,6 +311,11 @@ pub fn score(finding: &Finding) -> f64 {
     finding.gain_bound_ns_per_s as f64 * finding.confidence / effort
 }
 
+/// The stable id: category, program, and what the rule says is the same in the next run.
+fn id(rule: &Rule, view: &View, key: &str) -> String {
+    format!("{:016x}", fnv1a(&[rule.name, &view.who().comm, key]))
+}
+
 /// A finding of an earlier window.
 struct Known {
     finding: Finding,
@@ -342,38 +362,50 @@ impl Detector {
                 .iter()
                 .filter(|rule| !off(rule))
                 .flat_map(|rule| (rule.find)(&view).into_iter().map(move |c| (rule, c)));
-            for (rule, candidate) in without_what_others_explain(&view, found.collect()) {
-                self.keep(rule, &view, candidate, &mut findings);
+            let mut found = without_what_others_explain(&view, found.collect());
+            found.retain(|(rule, candidate)| self.is_told(rule, &view, candidate));
+            let causes = causes::link_all(&view, &mut found);
+            let ids: Vec<String> = found
+                .iter()
+                .map(|(rule, c)| id(rule, &view, &c.key))
+                .collect();
+            for ((rule, candidate), cause) in found.into_iter().zip(causes) {
+                let caused_by = cause.map(|at| ids[at].clone());
+                self.keep(rule, &view, candidate, caused_by, &mut findings);
             }
         }
         let resolved = self.age(report, &findings);
-        let mut findings: Vec<Finding> = findings.into_values().collect();
-        findings.sort_by(|a, b| score(b).total_cmp(&score(a)));
+        let mut findings = causes::in_order(findings.into_values().collect());
         findings.extend(resolved);
         findings
     }
 
-    /// Turns a candidate above the floor into a finding. Of two with one id the larger stays.
+    fn known(&self, rule: &Rule, view: &View, candidate: &Candidate) -> Option<&Known> {
+        let key = (view.who().pid, id(rule, view, &candidate.key));
+        self.known.get(&key)
+    }
+
+    /// Whether a candidate is above the floor, and may begin where it is not there yet.
+    fn is_told(&self, rule: &Rule, view: &View, candidate: &Candidate) -> bool {
+        let known = self.known(rule, view, candidate).is_some();
+        let wall_ns = view.wall_ns();
+        let floor = self.settings.general.min_gain.0 * if known { KEPT_ABOVE } else { 1.0 };
+        let pays = candidate.bound_ns > 0 && candidate.bound_ns as f64 >= floor * wall_ns as f64;
+        wall_ns > 0 && (pays || candidate.always.is_some()) && (known || !candidate.only_if_known)
+    }
+
+    /// Turns a candidate into a finding. Of two with one id the larger stays.
     fn keep(
         &self,
         rule: &Rule,
         view: &View,
         candidate: Candidate,
+        caused_by: Option<String>,
         findings: &mut BTreeMap<(u32, String), Finding>,
     ) {
-        let wall_ns = view.wall_ns();
-        let least_ns = self.settings.general.min_gain.0 * wall_ns as f64;
-        let pays = candidate.bound_ns > 0 && candidate.bound_ns as f64 >= least_ns;
-        if wall_ns == 0 || !pays && candidate.always.is_none() {
-            return;
-        }
         let who = view.who().clone();
-        let hash = fnv1a(&[rule.name, &who.comm, &candidate.key]);
-        let key = (who.pid, format!("{hash:016x}"));
+        let key = (who.pid, id(rule, view, &candidate.key));
         let known = self.known.get(&key);
-        if candidate.only_if_known && known.is_none() {
-            return;
-        }
         let bound = view.per_s(candidate.bound_ns);
         if findings
             .get(&key)
@@ -407,6 +439,7 @@ impl Detector {
             since: known
                 .map_or(&view.ledger.stamp.ts, |k| &k.finding.since)
                 .clone(),
+            caused_by,
             stacks: candidate.stacks,
             who,
         };
@@ -435,6 +468,7 @@ impl Detector {
             finding.state = State::Resolved;
             // Lines speak of their own window, and in this one there is nothing to gain.
             finding.gain_bound_ns_per_s = 0;
+            finding.caused_by = None;
             let windows = u64::from(known.absent);
             finding.evidence = vec![evidence(
                 "windows_without_it",

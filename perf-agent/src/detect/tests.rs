@@ -1,6 +1,7 @@
 //! The rules together: order, states, ids, and what must not be said.
 
 mod any;
+mod stories;
 
 use super::*;
 use crate::fixtures::{
@@ -61,7 +62,9 @@ fn every_rule_is_registered() {
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         assert!(
             [
+                "causes",
                 "explain",
+                "gil",
                 "mod",
                 "services",
                 "settings",

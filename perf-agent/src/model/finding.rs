@@ -52,6 +52,9 @@ pub struct Finding {
     pub state: State,
     /// `ts` of the window it was first found in.
     pub since: String,
+    /// Id of the finding of the same process and window that this one follows from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caused_by: Option<String>,
     /// Stacks the finding rests on, largest first.
     pub stacks: Vec<Site>,
 }

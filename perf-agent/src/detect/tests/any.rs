@@ -240,6 +240,12 @@ proptest! {
                 );
             }
         }
-        prop_assert!(found.is_sorted_by(|a, b| score(a) >= score(b)));
+        let roots: Vec<&Finding> = found.iter().filter(|f| f.caused_by.is_none()).collect();
+        prop_assert!(roots.is_sorted_by(|a, b| score(a) >= score(b)));
+        for (at, finding) in found.iter().enumerate() {
+            let cause = finding.caused_by.as_ref();
+            let before = |id: &String| found[..at].iter().any(|f| f.id == *id);
+            prop_assert!(cause.is_none_or(before), "not behind its cause: {:?}", finding);
+        }
     }
 }

@@ -38,8 +38,8 @@ pub fn render(state: &State, live: bool) -> Text {
 /// The finding worth most, with its process.
 fn top_finding(state: &State) -> Option<(&ProcessSum, &FindingSum)> {
     let processes = state.processes.values();
-    let all = processes.flat_map(|p| p.findings.values().map(move |finding| (p, finding)));
-    all.max_by(|a, b| a.1.score().total_cmp(&b.1.score()))
+    let firsts = processes.filter_map(|p| Some((p, p.ranked_findings().first()?.0)));
+    firsts.max_by(|a, b| a.1.score().total_cmp(&b.1.score()))
 }
 
 /// What a category's time is called, and which classes it is in; `None` where it is not a part of the

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use super::state::{LatencySum, ProcessSum, State, SyscallSum, busy_ns, is_idle};
+use super::state::{FindingSum, LatencySum, ProcessSum, State, SyscallSum, busy_ns, is_idle};
 use crate::model::{Classes, Detail, Evidence, Frame, Level, Site, ThreadLedger};
 use crate::sink::text::{Align, Span, Style, Table, Text, plain};
 use crate::sink::units;
@@ -18,48 +18,75 @@ const BAR: usize = 20;
 /// Frames shown of a stack.
 const FRAMES: usize = 4;
 
-/// The findings worth most. Live without advice and evidence: the ledger below must fit as well.
+/// The findings worth most, each with what follows from it below. Live without advice and evidence: the
+/// ledger below must fit as well.
 pub fn findings(text: &mut Text, process: &ProcessSum, state: &State, live: bool) {
-    let mut findings: Vec<_> = process.findings.values().collect();
-    findings.sort_by(|a, b| b.score().total_cmp(&a.score()));
-    if findings.is_empty() {
+    let ranked = process.ranked_findings();
+    if ranked.is_empty() {
         return;
     }
     text.heading("Findings", "");
-    for (i, sum) in findings.iter().take(FINDINGS).enumerate() {
-        let finding = &sum.peak;
-        text.line([
-            plain(format!("    {}. ", i + 1)),
-            (
-                level_style(finding.impact),
-                level(finding.impact).to_owned(),
-            ),
-            plain(format!("  {}", finding.title)),
-        ]);
-        let mut facts = vec![format!(
-            "gain at most {}",
-            units::duration_per_s(sum.bound_ns_per_s(state.wall_ns))
-        )];
-        if state.windows > 1 {
-            facts.push(format!("in {} of {} windows", sum.windows, state.windows));
+    let causes = ranked.iter().filter(|(_, depth)| *depth == 0).count();
+    let mut number = 0;
+    for (sum, depth) in &ranked {
+        if *depth == 0 {
+            number += 1;
         }
-        facts.push(format!("confidence {:.0} %", finding.confidence * 100.0));
-        facts.push(format!("effort {}", level(finding.effort)));
-        facts.push(format!("for {}", finding.delegate_to));
-        text.line([plain(format!("       {}", facts.join(" · ")))]);
-        if live {
-            continue;
+        if number > FINDINGS {
+            break;
         }
-        if let Some(first) = finding.recommendations.first() {
-            text.line([plain(format!("       → {first}"))]);
-        }
-        let evidence: Vec<String> = finding.evidence.iter().map(figure).collect();
-        text.line([(Style::Dim, format!("       {}", evidence.join(" · ")))]);
+        finding(text, sum, (number, *depth), state, live);
     }
-    if findings.len() > FINDINGS {
-        let more = findings.len() - FINDINGS;
+    if causes > FINDINGS {
+        let more = causes - FINDINGS;
         text.line([(Style::Dim, format!("    … and {more} smaller ones"))]);
     }
+}
+
+/// One of them: its number, or below its cause without one and without advice.
+fn finding(
+    text: &mut Text,
+    sum: &FindingSum,
+    (number, depth): (usize, usize),
+    state: &State,
+    live: bool,
+) {
+    let finding = &sum.peak;
+    let indent = " ".repeat(3 * depth);
+    let begins = match depth {
+        0 => format!("    {number}. "),
+        _ => format!("    {indent}└ "),
+    };
+    text.line([
+        plain(begins),
+        (
+            level_style(finding.impact),
+            level(finding.impact).to_owned(),
+        ),
+        plain(format!("  {}", finding.title)),
+    ]);
+    if depth > 0 {
+        return;
+    }
+    let mut facts = vec![format!(
+        "gain at most {}",
+        units::duration_per_s(sum.bound_ns_per_s(state.wall_ns))
+    )];
+    if state.windows > 1 {
+        facts.push(format!("in {} of {} windows", sum.windows, state.windows));
+    }
+    facts.push(format!("confidence {:.0} %", finding.confidence * 100.0));
+    facts.push(format!("effort {}", level(finding.effort)));
+    facts.push(format!("for {}", finding.delegate_to));
+    text.line([plain(format!("       {}", facts.join(" · ")))]);
+    if live {
+        return;
+    }
+    if let Some(first) = finding.recommendations.first() {
+        text.line([plain(format!("       → {first}"))]);
+    }
+    let evidence: Vec<String> = finding.evidence.iter().map(figure).collect();
+    text.line([(Style::Dim, format!("       {}", evidence.join(" · ")))]);
 }
 
 fn level(level: Level) -> &'static str {
