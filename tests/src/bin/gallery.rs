@@ -82,9 +82,13 @@ fn show(rows: &[&'static Row]) -> bool {
             eprintln!("==> {}", row.name);
             let outcome = gallery::run(row, &mut servers);
             for (whose, found) in [("sick", &outcome.sick), ("twin", &outcome.healthy)] {
-                found.iter().for_each(|f| {
-                    eprintln!("    {whose}: {} {}: {}", f.impact, f.category, f.title)
-                });
+                for f in found {
+                    let under = if f.follows { "└ " } else { "" };
+                    eprintln!(
+                        "    {whose}: {under}{} {}: {}",
+                        f.impact, f.category, f.title
+                    );
+                }
             }
             for wrong in &outcome.wrong {
                 eprintln!("    wrong: {wrong}");

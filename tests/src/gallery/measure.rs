@@ -11,16 +11,19 @@ use crate::agent;
 use crate::rows::row::{Health, Program, Row, Servers, Stage};
 use crate::traced::{self, Traced};
 
-/// How long a program is traced, in one window.
+/// A program is traced in two windows; what is found of a sick one is judged by the second, in which all is
+/// known that takes a window to know.
 const TRACED: &str = "3s";
+const WINDOW: &str = "1500ms";
 
 /// What a program did by its own count, and what was found.
 pub struct Measured {
     units: f64,
     busy_ns: f64,
     wall_ns: f64,
-    /// In their order.
+    /// Of the last window, in their order, and of the windows before.
     pub findings: Vec<Value>,
+    pub earlier: Vec<Value>,
 }
 
 impl Measured {
@@ -56,7 +59,7 @@ pub fn measure(row: &Row, health: Health, servers: &mut Servers) -> Result<Measu
     let trace = [
         "trace",
         "--interval",
-        "100s",
+        WINDOW,
         "--duration",
         TRACED,
         "-p",
@@ -72,11 +75,18 @@ pub fn measure(row: &Row, health: Health, servers: &mut Servers) -> Result<Measu
         let value = done[name].as_f64().filter(|value| *value > 0.0);
         value.with_context(|| format!("{} ({}) has no {name}: {done}", row.name, health.name()))
     };
+    let last = run.of_type("coverage").last();
+    let last = last.map_or(&Value::Null, |coverage| &coverage["window"]);
+    let (findings, earlier) = run
+        .of_type("finding")
+        .cloned()
+        .partition(|finding| finding["window"] == *last);
     Ok(Measured {
         units: figure("units")?,
         busy_ns: figure("busy_ns")?,
         wall_ns: figure("wall_ns")?,
-        findings: run.of_type("finding").cloned().collect(),
+        findings,
+        earlier,
     })
 }
 

@@ -19,8 +19,9 @@ const FACTOR: f64 = 2.0;
 pub struct Outcome {
     pub name: &'static str,
     pub unit: &'static str,
-    /// The findings of the sick program and of its twin, in their order.
+    /// The findings of the sick program in the last window, in their order.
     pub sick: Vec<Found>,
+    /// The findings of its twin in any window.
     pub healthy: Vec<Found>,
     /// Thread time a second that the healthy twin did without, for the work of the sick one.
     pub gained_ns_per_s: f64,
@@ -35,6 +36,8 @@ pub struct Found {
     pub delegate: String,
     pub impact: String,
     pub title: String,
+    /// Whether it follows from another one.
+    pub follows: bool,
     pub bound_ns_per_s: f64,
 }
 
@@ -46,6 +49,7 @@ impl Found {
             delegate: text("delegate_to"),
             impact: text("impact"),
             title: text("title"),
+            follows: finding["caused_by"].is_string(),
             bound_ns_per_s: finding["gain_bound_ns_per_s"].as_f64().unwrap_or(0.0),
         }
     }
@@ -107,7 +111,12 @@ fn judge(row: &Row, sick: &Measured, healthy: &Measured) -> Outcome {
         name: row.name,
         unit: row.unit,
         sick: sick.findings.iter().map(Found::of).collect(),
-        healthy: healthy.findings.iter().map(Found::of).collect(),
+        healthy: healthy
+            .earlier
+            .iter()
+            .chain(&healthy.findings)
+            .map(Found::of)
+            .collect(),
         gained_ns_per_s: (sick.ns_per_unit() - healthy.ns_per_unit()) * sick.units_per_s(),
         wrong: Vec::new(),
     };
