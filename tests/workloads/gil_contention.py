@@ -9,9 +9,9 @@ import threading
 
 import shift
 
-WORKERS = 3
+WORKERS = 4
 ASKS = 16
-STATISTICS = 0.04
+STATISTICS = 0.045
 STATISTICS_EVERY = 0.1
 
 
@@ -46,5 +46,5 @@ else:
     over = context.Event()
     statistics = context.Process(target=compute_statistics, args=(times, over), daemon=True)
 statistics.start()
-shift.work(WORKERS, 0.02, hire)
+shift.work(WORKERS, 0.015, hire)
 over.set()

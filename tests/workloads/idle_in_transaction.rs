@@ -20,8 +20,8 @@ pub const ROW: Row = Row {
 
 const WORKERS: usize = 3;
 /// Together a little more than one after the other can book.
-const EVERY: Duration = Duration::from_millis(66);
-const ASKING: Duration = Duration::from_millis(25);
+const EVERY: Duration = Duration::from_millis(110);
+const ASKING: Duration = Duration::from_millis(40);
 
 fn run(job: &Job) -> io::Result<()> {
     let sick = job.health.is_sick();

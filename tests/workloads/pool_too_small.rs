@@ -18,8 +18,8 @@ pub const ROW: Row = Row {
 };
 
 const WORKERS: usize = 32;
-/// Together a little more than two connections can do.
-const EVERY: Duration = Duration::from_millis(75);
+/// Together a quarter more than two connections can do.
+const EVERY: Duration = Duration::from_millis(65);
 /// Takes a while, and no CPU.
 const QUERY: &str = "SELECT pg_sleep(0.005)";
 

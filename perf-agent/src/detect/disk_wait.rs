@@ -38,6 +38,10 @@ pub const EXPLAIN: Explain = Explain {
         ("mean_wait", "length of one"),
         ("max_wait", "the longest one since the attach"),
         ("fsync_share", "part of it inside fsync and its kind"),
+        (
+            "fsync_cpu",
+            "CPU time inside fsync and its kind, a second, which fewer of them save too; part of the bound",
+        ),
         ("device_mean", "a request’s time at the busiest device"),
         ("device_p99", "99 of 100 requests are shorter"),
         ("device_mean_size", "bytes of a request"),
@@ -159,7 +163,13 @@ fn candidate(view: &View, family: Option<&str>, sites: &[&Site], wait_ns: u64) -
         (None, Some(call)) => format!("{call} of various files"),
         (None, None) => "storage".to_owned(),
     };
-    let mut found = Candidate::new(family.unwrap_or("other files"), wait_ns, share);
+    let cpu_ns = if sync_share >= 0.5 {
+        sync_cpu_ns(view, sites)
+    } else {
+        0
+    };
+    let bound_ns = wait_ns.saturating_add(cpu_ns);
+    let mut found = Candidate::new(family.unwrap_or("other files"), bound_ns, share);
     // The wait is measured; that files could be named says what to change.
     found.confidence = if family.is_some() { 0.9 } else { 0.7 };
     let comm = view.who().comm.as_str();
@@ -181,9 +191,30 @@ fn candidate(view: &View, family: Option<&str>, sites: &[&Site], wait_ns: u64) -
     );
     found.subject = what;
     found.evidence = figures(view, sites, wait_ns, sync_share, device);
+    if cpu_ns > 0 {
+        let value = view.per_s(cpu_ns) as f64;
+        found.evidence.push(evidence(
+            "fsync_cpu",
+            value,
+            "ns/s",
+            sites.iter().map(|site| site.count).sum(),
+        ));
+    }
     found.recommendations = recommendations(sync_share);
     found.stacks = top_stacks(sites.iter().copied());
     found
+}
+
+/// CPU time that goes into syncing, by these sites' part of all the waits for it.
+fn sync_cpu_ns(view: &View, sites: &[&Site]) -> u64 {
+    let on_cpu = view.sites(|class| class == "cpu.kernel");
+    let cpu_ns: u64 = on_cpu.filter(|s| is_sync(s)).map(|s| s.sum_ns).sum();
+    let waits = |sites: &mut dyn Iterator<Item = &Site>| {
+        let sync = sites.filter(|site| is_sync(site));
+        sync.map(|site| site.sum_ns).sum::<u64>()
+    };
+    let theirs = waits(&mut sites.iter().copied());
+    (cpu_ns as f64 * ratio(theirs, waits(&mut view.sites(is_disk)))) as u64
 }
 
 /// The device and operation the process's requests spent most time in.
@@ -291,6 +322,26 @@ mod tests {
         assert_eq!(figures[6], ("device_p99", 20e6));
         assert!(found[0].recommendations[0].contains("group commit"));
         assert_eq!(found[0].delegate, super::super::PERFORMANCE_ENGINEER);
+    }
+
+    #[test]
+    fn the_cpu_time_of_fsync_is_saved_with_it() {
+        let times = [("cpu.kernel", 300_000_000), ("disk", 700_000_000)];
+        let mut report = report("log", vec![thread(1, &times)]);
+        report.profile.sites = vec![
+            site("disk", "fsync", 80, 600_000_000, file("/data/1.wal")),
+            site("disk", "fsync", 10, 100_000_000, file("/data/1.index")),
+            site("cpu.kernel", "fsync", 30, 210_000_000, None),
+            site("cpu.kernel", "write", 9, 90_000_000, None),
+        ];
+        let found = find(&View::new(&report));
+        assert_eq!(found[0].bound_ns, 600_000_000 + 180_000_000);
+        assert_eq!(found[1].bound_ns, 100_000_000 + 30_000_000);
+        assert!(
+            found[0].title.starts_with("Threads wait 600 ms/s"),
+            "{}",
+            found[0].title
+        );
     }
 
     #[test]
