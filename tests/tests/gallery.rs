@@ -3,7 +3,8 @@
 
 use perf_agent_tests::rows::ROWS;
 use perf_agent_tests::rows::row::Servers;
-use perf_agent_tests::{alone, gallery};
+use perf_agent_tests::servers::{self, Postgres};
+use perf_agent_tests::{PATIENCE, agent, alone, gallery};
 
 #[test]
 fn every_row_of_the_gallery_is_right() {
@@ -24,4 +25,18 @@ fn every_row_of_the_gallery_is_right() {
         wrong.join("\n"),
         gallery::table(&outcomes)
     );
+}
+
+#[test]
+fn servers_that_nobody_asks_have_nothing_that_matters() {
+    let _alone = alone();
+    let postgres = Postgres::start();
+    let (redis, _) = servers::redis();
+    for pid in [postgres.server.pid(), redis.pid()] {
+        let pid = pid.to_string();
+        let run = agent::run(["trace", "-p", &pid, "--duration", "3s"], PATIENCE);
+        run.ended_well("duration");
+        let loud = run.of_type("finding").filter(|f| f["impact"] != "low");
+        assert_eq!(loud.count(), 0, "{}", run.text);
+    }
 }

@@ -11,6 +11,7 @@ pub const ROW: Row = Row {
     name: "connection per query",
     unit: "query",
     category: "connection_churn",
+    about: "Connects anew to PostgreSQL",
     delegate: DATABASE,
     program: Program::Rust(run),
     stage: with_postgres,

@@ -14,6 +14,7 @@ pub const ROW: Row = Row {
     name: "CPU quota",
     unit: "answer",
     category: "run_queue",
+    about: "Quota throttling",
     delegate: ENGINEER,
     program: Program::Rust(run),
     stage: join_a_cgroup,

@@ -6,6 +6,7 @@ pub const ROW: Row = Row {
     name: "CPU-bound regex",
     unit: "batch of texts",
     category: "cpu_bound",
+    about: "check_texts",
     delegate: ENGINEER,
     program: Program::Python("cpu_regex.py"),
     stage: nothing,

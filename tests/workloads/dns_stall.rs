@@ -22,6 +22,7 @@ pub const ROW: Row = Row {
     name: "DNS stall",
     unit: "request",
     category: "network_wait",
+    about: "DNS at 127.0.0.53:53",
     delegate: ENGINEER,
     program: Program::Rust(run),
     stage: join_a_slow_resolver,

@@ -11,6 +11,7 @@ pub const ROW: Row = Row {
     name: "error storm",
     unit: "request",
     category: "error_storm",
+    about: "ENOENT from openat",
     delegate: ENGINEER,
     program: Program::Rust(run),
     stage: nothing,

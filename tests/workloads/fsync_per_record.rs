@@ -12,6 +12,7 @@ pub const ROW: Row = Row {
     name: "fsync per record",
     unit: "batch of records",
     category: "disk_wait",
+    about: "fdatasync of",
     delegate: ENGINEER,
     program: Program::Rust(run),
     stage: |stage: &mut Stage| stage.directory().map(drop),

@@ -6,6 +6,7 @@ pub const ROW: Row = Row {
     name: "Python GIL contention",
     unit: "request",
     category: "lock_contention",
+    about: "(GIL)",
     delegate: ENGINEER,
     program: Program::Python("gil_contention.py"),
     stage: nothing,

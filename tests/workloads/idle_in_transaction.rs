@@ -13,6 +13,7 @@ pub const ROW: Row = Row {
     name: "idle in transaction",
     unit: "booking",
     category: "idle_in_transaction",
+    about: "idle in a transaction",
     delegate: DATABASE,
     program: Program::Rust(run),
     stage: with_postgres,

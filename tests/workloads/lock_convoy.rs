@@ -14,6 +14,7 @@ pub const ROW: Row = Row {
     name: "lock convoy",
     unit: "order",
     category: "lock_contention",
+    about: "pay_under_the_lock",
     delegate: ENGINEER,
     program: Program::Rust(run),
     stage: nothing,

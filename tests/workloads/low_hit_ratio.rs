@@ -12,6 +12,7 @@ pub const ROW: Row = Row {
     name: "low Redis hit ratio",
     unit: "value",
     category: "cache_misses",
+    about: "0 % of the look-ups in Redis",
     delegate: DATABASE,
     program: Program::Rust(run),
     stage: |stage: &mut Stage| {

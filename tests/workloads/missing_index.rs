@@ -11,6 +11,7 @@ pub const ROW: Row = Row {
     name: "missing index",
     unit: "look-up",
     category: "slow_statement",
+    about: "SELECT id FROM visits WHERE address = ?",
     delegate: DATABASE,
     program: Program::Rust(run),
     stage: make_table,

@@ -11,6 +11,7 @@ pub const ROW: Row = Row {
     name: "N+1 queries",
     unit: "page",
     category: "n_plus_one",
+    about: "SELECT abalance FROM pgbench_accounts WHERE aid = ?",
     delegate: DATABASE,
     program: Program::Rust(run),
     stage: with_postgres,

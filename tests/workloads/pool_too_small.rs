@@ -12,6 +12,7 @@ pub const ROW: Row = Row {
     name: "pool too small",
     unit: "query",
     category: "pool_saturation",
+    about: "All 2 connections to PostgreSQL",
     delegate: DATABASE,
     program: Program::Rust(run),
     stage: with_postgres,

@@ -40,8 +40,9 @@ pub struct Row {
     pub name: &'static str,
     /// What one unit of work is.
     pub unit: &'static str,
-    /// What is to be found first, and for whom.
+    /// What is to be found first: category, words its title has, and for whom it is.
     pub category: &'static str,
+    pub about: &'static str,
     pub delegate: &'static str,
     pub program: Program,
     /// Makes ready what the program needs, and tells it on its command line.

@@ -12,6 +12,7 @@ pub const ROW: Row = Row {
     name: "sleep-poll loop",
     unit: "letter",
     category: "sleep_poll",
+    about: "between pieces of work",
     delegate: ENGINEER,
     program: Program::Rust(run),
     stage: nothing,

@@ -12,6 +12,7 @@ pub const ROW: Row = Row {
     name: "tiny writes",
     unit: "page of log",
     category: "syscall_storm",
+    about: "Calls write",
     delegate: ENGINEER,
     program: Program::Rust(run),
     stage: |stage: &mut Stage| stage.directory().map(drop),

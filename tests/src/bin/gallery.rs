@@ -81,6 +81,14 @@ fn show(rows: &[&'static Row]) -> bool {
         .map(|row| {
             eprintln!("==> {}", row.name);
             let outcome = gallery::run(row, &mut servers);
+            let (sick, healthy) = outcome.ns_per_unit;
+            let ms = |ns: f64| format!("{:.2} ms", ns / 1e6);
+            eprintln!(
+                "    one {}: {} sick, {} healthy",
+                outcome.unit,
+                ms(sick),
+                ms(healthy)
+            );
             for (whose, found) in [("sick", &outcome.sick), ("twin", &outcome.healthy)] {
                 for f in found {
                     let under = if f.follows { "└ " } else { "" };

@@ -19,6 +19,8 @@ const FACTOR: f64 = 2.0;
 pub struct Outcome {
     pub name: &'static str,
     pub unit: &'static str,
+    /// Thread time of a unit of work, of the sick program and of its twin.
+    pub ns_per_unit: (f64, f64),
     /// The findings of the sick program in the last window, in their order.
     pub sick: Vec<Found>,
     /// The findings of its twin in any window.
@@ -87,6 +89,7 @@ pub fn run(row: &Row, servers: &mut Servers) -> Outcome {
     let failed = |what: String| Outcome {
         name: row.name,
         unit: row.unit,
+        ns_per_unit: (0.0, 0.0),
         sick: Vec::new(),
         healthy: Vec::new(),
         gained_ns_per_s: 0.0,
@@ -110,6 +113,7 @@ fn judge(row: &Row, sick: &Measured, healthy: &Measured) -> Outcome {
     let mut outcome = Outcome {
         name: row.name,
         unit: row.unit,
+        ns_per_unit: (sick.ns_per_unit(), healthy.ns_per_unit()),
         sick: sick.findings.iter().map(Found::of).collect(),
         healthy: healthy
             .earlier
@@ -128,6 +132,9 @@ fn judge(row: &Row, sick: &Measured, healthy: &Measured) -> Outcome {
         }
         Some(found) if found.delegate != row.delegate => {
             wrong.push(format!("for {}, not {}", found.delegate, row.delegate));
+        }
+        Some(found) if !found.title.contains(row.about) => {
+            wrong.push(format!("nothing of {:?} in {:?}", row.about, found.title));
         }
         Some(_) => {}
     }
