@@ -13,6 +13,7 @@ pub const ROW: Row = Row {
     category: "connection_churn",
     about: "Connects anew to PostgreSQL",
     delegate: DATABASE,
+    realtime: true,
     program: Program::Rust(run),
     stage: with_postgres,
 };

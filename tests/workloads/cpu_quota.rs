@@ -16,6 +16,7 @@ pub const ROW: Row = Row {
     category: "run_queue",
     about: "Quota throttling",
     delegate: ENGINEER,
+    realtime: false,
     program: Program::Rust(run),
     stage: join_a_cgroup,
 };
@@ -74,6 +75,8 @@ fn with_quota(quota_us: u32) -> io::Result<Cgroup> {
     let one = Path::new("/sys/fs/cgroup/cpu");
     if one.join("cpu.cfs_quota_us").is_file() || one.join("cpu.shares").is_file() {
         let cgroup = made(&one.join(name))?;
+        // Before others, so that nothing but the quota holds it back: 256 times the default weight.
+        fs::write(cgroup.0.join("cpu.shares"), "262144")?;
         fs::write(cgroup.0.join("cpu.cfs_period_us"), PERIOD_US.to_string())?;
         fs::write(cgroup.0.join("cpu.cfs_quota_us"), quota_us.to_string())?;
         return Ok(cgroup);
@@ -81,6 +84,7 @@ fn with_quota(quota_us: u32) -> io::Result<Cgroup> {
     let two = Path::new("/sys/fs/cgroup");
     fs::write(two.join("cgroup.subtree_control"), "+cpu")?;
     let cgroup = made(&two.join(name))?;
+    fs::write(cgroup.0.join("cpu.weight"), "10000")?;
     fs::write(cgroup.0.join("cpu.max"), format!("{quota_us} {PERIOD_US}"))?;
     Ok(cgroup)
 }

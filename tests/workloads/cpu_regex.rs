@@ -8,6 +8,7 @@ pub const ROW: Row = Row {
     category: "cpu_bound",
     about: "check_texts",
     delegate: ENGINEER,
+    realtime: true,
     program: Program::Python("cpu_regex.py"),
     stage: nothing,
 };

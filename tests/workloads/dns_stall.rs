@@ -24,6 +24,7 @@ pub const ROW: Row = Row {
     category: "network_wait",
     about: "DNS at 127.0.0.53:53",
     delegate: ENGINEER,
+    realtime: true,
     program: Program::Rust(run),
     stage: join_a_slow_resolver,
 };

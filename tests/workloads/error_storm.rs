@@ -13,6 +13,7 @@ pub const ROW: Row = Row {
     category: "error_storm",
     about: "ENOENT from openat",
     delegate: ENGINEER,
+    realtime: true,
     program: Program::Rust(run),
     stage: nothing,
 };

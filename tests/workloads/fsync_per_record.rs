@@ -14,6 +14,7 @@ pub const ROW: Row = Row {
     category: "disk_wait",
     about: "fdatasync of",
     delegate: ENGINEER,
+    realtime: true,
     program: Program::Rust(run),
     stage: |stage: &mut Stage| stage.directory().map(drop),
 };

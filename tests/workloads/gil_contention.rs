@@ -8,6 +8,7 @@ pub const ROW: Row = Row {
     category: "lock_contention",
     about: "(GIL)",
     delegate: ENGINEER,
+    realtime: true,
     program: Program::Python("gil_contention.py"),
     stage: nothing,
 };

@@ -15,6 +15,7 @@ pub const ROW: Row = Row {
     category: "idle_in_transaction",
     about: "idle in a transaction",
     delegate: DATABASE,
+    realtime: true,
     program: Program::Rust(run),
     stage: with_postgres,
 };

@@ -16,6 +16,7 @@ pub const ROW: Row = Row {
     category: "lock_contention",
     about: "pay_under_the_lock",
     delegate: ENGINEER,
+    realtime: true,
     program: Program::Rust(run),
     stage: nothing,
 };

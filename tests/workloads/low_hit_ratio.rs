@@ -14,6 +14,7 @@ pub const ROW: Row = Row {
     category: "cache_misses",
     about: "0 % of the look-ups in Redis",
     delegate: DATABASE,
+    realtime: true,
     program: Program::Rust(run),
     stage: |stage: &mut Stage| {
         stage.postgres();

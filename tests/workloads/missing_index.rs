@@ -13,6 +13,7 @@ pub const ROW: Row = Row {
     category: "slow_statement",
     about: "SELECT id FROM visits WHERE address = ?",
     delegate: DATABASE,
+    realtime: true,
     program: Program::Rust(run),
     stage: make_table,
 };
@@ -36,6 +37,8 @@ fn make_table(stage: &mut Stage) -> io::Result<()> {
 fn run(job: &Job) -> io::Result<()> {
     work(1, EVERY, |_| {
         let mut database = Client::connect(job.argument(0)?)?;
+        // One process of the server, not all CPUs.
+        database.query("SET max_parallel_workers_per_gather = 0")?;
         let mut visitor = 0;
         Ok(move || {
             visitor = (visitor + 7919) % 50_000;

@@ -13,6 +13,7 @@ pub const ROW: Row = Row {
     category: "n_plus_one",
     about: "SELECT abalance FROM pgbench_accounts WHERE aid = ?",
     delegate: DATABASE,
+    realtime: true,
     program: Program::Rust(run),
     stage: with_postgres,
 };

@@ -14,6 +14,7 @@ pub const ROW: Row = Row {
     category: "sleep_poll",
     about: "between pieces of work",
     delegate: ENGINEER,
+    realtime: true,
     program: Program::Rust(run),
     stage: nothing,
 };

@@ -63,13 +63,14 @@ pub fn find(view: &View) -> Vec<Candidate> {
     let sum = |sites: &[&Site]| sites.iter().map(|site| site.sum_ns).sum::<u64>();
     // The places that are not shown are taken to be of the same kinds as those that are.
     let shown_ns: u64 = view.sites(is_disk).map(|site| site.sum_ns).sum();
-    let of_all = |ns: u64| (total_ns as f64 * ratio(ns, shown_ns)) as u64;
+    let rest_ns = class(&view.profile.rest, "disk");
+    let with_rest = |ns: u64| ns + (rest_ns as f64 * ratio(ns, shown_ns)) as u64;
     let mut families: Vec<(String, Vec<&Site>)> = families.into_iter().collect();
     families.sort_by_key(|(_, sites)| std::cmp::Reverse(sum(sites)));
     let mut found = Vec::new();
     let mut named_ns = 0;
     for (family, sites) in families.iter().take(MAX_FAMILIES) {
-        let wait_ns = of_all(sum(sites)).min(total_ns - named_ns);
+        let wait_ns = with_rest(sum(sites)).min(total_ns - named_ns);
         named_ns += wait_ns;
         found.push(candidate(view, Some(family), sites, wait_ns));
     }
@@ -136,6 +137,15 @@ fn is_sync(site: &Site) -> bool {
     site.syscall
         .as_deref()
         .is_some_and(|name| SYNC_CALLS.contains(&name))
+}
+
+/// Whether a sample fell into such a call: samples have no call, but the C library's function for it is
+/// innermost of the program's stack.
+fn is_in_sync(site: &Site) -> bool {
+    site.user_stack.first().is_some_and(|frame| {
+        let name = frame.name.trim_start_matches("__GI_");
+        SYNC_CALLS.contains(&name.trim_start_matches('_'))
+    })
 }
 
 /// The call that waits longest.
@@ -208,7 +218,7 @@ fn candidate(view: &View, family: Option<&str>, sites: &[&Site], wait_ns: u64) -
 /// CPU time that goes into syncing, by these sites' part of all the waits for it.
 fn sync_cpu_ns(view: &View, sites: &[&Site]) -> u64 {
     let on_cpu = view.sites(|class| class == "cpu.kernel");
-    let cpu_ns: u64 = on_cpu.filter(|s| is_sync(s)).map(|s| s.sum_ns).sum();
+    let cpu_ns: u64 = on_cpu.filter(|s| is_in_sync(s)).map(|s| s.sum_ns).sum();
     let waits = |sites: &mut dyn Iterator<Item = &Site>| {
         let sync = sites.filter(|site| is_sync(site));
         sync.map(|site| site.sum_ns).sum::<u64>()
@@ -274,7 +284,7 @@ fn recommendations(sync_share: f64) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{latency, report, site, thread};
+    use crate::fixtures::{frame, latency, report, site, thread};
 
     fn file(path: &str) -> Option<Detail> {
         Some(Detail::File {
@@ -302,26 +312,28 @@ mod tests {
                 ..latency(100)
             },
         }];
+        report.profile.rest.insert("disk".into(), 30_000_000);
         let found = find(&View::new(&report));
-        assert_eq!(found.len(), 1, "what no site explains is of the same kind");
-        assert_eq!(found[0].bound_ns, 950_000_000);
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[0].bound_ns, 930_000_000, "with the places not shown");
         assert_eq!(found[0].key, "/data/*.wal");
         assert_eq!(
             found[0].title,
-            "Threads wait 950 ms/s for the disk: fsync of /data/*.wal (vda: mean 7.00 ms)"
+            "Threads wait 930 ms/s for the disk: fsync of /data/*.wal (vda: mean 7.00 ms)"
         );
         let figures: Vec<(&str, f64)> = found[0]
             .evidence
             .iter()
             .map(|e| (e.name.as_str(), e.value))
             .collect();
-        assert_eq!(figures[0], ("wait", 9.5e8));
-        assert_eq!(figures[2], ("mean_wait", 10_555_555.0));
+        assert_eq!(figures[0], ("wait", 9.3e8));
+        assert_eq!(figures[2], ("mean_wait", 10_333_333.0));
         assert_eq!(figures[4].0, "fsync_share");
         assert!((figures[4].1 - 8.0 / 9.0).abs() < 1e-9);
         assert_eq!(figures[6], ("device_p99", 20e6));
         assert!(found[0].recommendations[0].contains("group commit"));
         assert_eq!(found[0].delegate, super::super::PERFORMANCE_ENGINEER);
+        assert_eq!(found[1].bound_ns, 20_000_000, "what no site explains");
     }
 
     #[test]
@@ -331,9 +343,11 @@ mod tests {
         report.profile.sites = vec![
             site("disk", "fsync", 80, 600_000_000, file("/data/1.wal")),
             site("disk", "fsync", 10, 100_000_000, file("/data/1.index")),
-            site("cpu.kernel", "fsync", 30, 210_000_000, None),
-            site("cpu.kernel", "write", 9, 90_000_000, None),
+            site("cpu.kernel", "", 30, 210_000_000, None),
+            site("cpu.kernel", "", 9, 90_000_000, None),
         ];
+        report.profile.sites[2].user_stack = vec![frame("__GI_fsync", "/lib/libc.so.6")];
+        report.profile.sites[3].user_stack = vec![frame("__GI___libc_write", "/lib/libc.so.6")];
         let found = find(&View::new(&report));
         assert_eq!(found[0].bound_ns, 600_000_000 + 180_000_000);
         assert_eq!(found[1].bound_ns, 100_000_000 + 30_000_000);

@@ -1,5 +1,6 @@
 //! One program of the gallery under the agent.
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -8,7 +9,7 @@ use serde_json::Value;
 
 use crate::PATIENCE;
 use crate::agent;
-use crate::rows::row::{Health, Program, Row, Servers, Stage};
+use crate::rows::row::{Health, Program, Row, Servers, Stage, run_as};
 use crate::traced::{self, Traced};
 
 /// A program is traced in two windows; what is found of a sick one is judged by the second, in which all is
@@ -106,5 +107,9 @@ fn command(row: &Row, health: Health) -> Command {
         }
     };
     command.arg(health.name());
+    if row.realtime {
+        // SAFETY: a system call, after the fork.
+        unsafe { command.pre_exec(|| run_as(libc::SCHED_FIFO, 1)) };
+    }
     command
 }
