@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::postgres::Client;
-use super::row::{DATABASE, Job, Program, Row, with_postgres};
+use super::row::{DATABASE, Job, Program, Row, Worth, with_postgres};
 use super::shift::work;
 
 pub const ROW: Row = Row {
@@ -13,6 +13,7 @@ pub const ROW: Row = Row {
     category: "connection_churn",
     about: "Connects anew to PostgreSQL",
     delegate: DATABASE,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Rust(run),
     stage: with_postgres,

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::row::{ENGINEER, Job, Program, Row, Stage};
+use super::row::{ENGINEER, Job, Program, Row, Stage, Worth};
 use super::shift::{compute, steps_per_ms, work};
 
 pub const ROW: Row = Row {
@@ -16,6 +16,7 @@ pub const ROW: Row = Row {
     category: "run_queue",
     about: "Quota throttling",
     delegate: ENGINEER,
+    worth: Worth::Time,
     realtime: false,
     program: Program::Rust(run),
     stage: join_a_cgroup,

@@ -1,6 +1,6 @@
 //! See `cpu_regex.py`.
 
-use super::row::{ENGINEER, Program, Row, nothing};
+use super::row::{ENGINEER, Program, Row, Worth, nothing};
 
 pub const ROW: Row = Row {
     name: "CPU-bound regex",
@@ -8,6 +8,7 @@ pub const ROW: Row = Row {
     category: "cpu_bound",
     about: "check_texts",
     delegate: ENGINEER,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Python("cpu_regex.py"),
     stage: nothing,

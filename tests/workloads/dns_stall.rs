@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use super::row::{ENGINEER, Job, Program, Row, Stage};
+use super::row::{ENGINEER, Job, Program, Row, Stage, Worth};
 use super::shift::work;
 use crate::traced;
 
@@ -24,6 +24,7 @@ pub const ROW: Row = Row {
     category: "network_wait",
     about: "DNS at 127.0.0.53:53",
     delegate: ENGINEER,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Rust(run),
     stage: join_a_slow_resolver,

@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::row::{ENGINEER, Job, Program, Row, nothing};
+use super::row::{ENGINEER, Job, Program, Row, Worth, nothing};
 use super::shift::work;
 
 pub const ROW: Row = Row {
@@ -13,6 +13,7 @@ pub const ROW: Row = Row {
     category: "error_storm",
     about: "ENOENT from openat",
     delegate: ENGINEER,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Rust(run),
     stage: nothing,

@@ -5,7 +5,7 @@ use std::io::{self, Seek, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use super::row::{ENGINEER, Job, Program, Row, Stage};
+use super::row::{ENGINEER, Job, Program, Row, Stage, Worth};
 use super::shift::work;
 
 pub const ROW: Row = Row {
@@ -14,6 +14,7 @@ pub const ROW: Row = Row {
     category: "disk_wait",
     about: "fdatasync of",
     delegate: ENGINEER,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Rust(run),
     stage: |stage: &mut Stage| stage.directory().map(drop),

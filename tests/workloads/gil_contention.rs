@@ -1,6 +1,6 @@
 //! See `gil_contention.py`.
 
-use super::row::{ENGINEER, Program, Row, nothing};
+use super::row::{ENGINEER, Program, Row, Worth, nothing};
 
 pub const ROW: Row = Row {
     name: "Python GIL contention",
@@ -8,6 +8,7 @@ pub const ROW: Row = Row {
     category: "lock_contention",
     about: "(GIL)",
     delegate: ENGINEER,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Python("gil_contention.py"),
     stage: nothing,

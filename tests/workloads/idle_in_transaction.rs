@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::postgres::Client;
-use super::row::{DATABASE, Job, Program, Row, with_postgres};
+use super::row::{DATABASE, Job, Program, Row, Worth, with_postgres};
 use super::shift::work;
 
 pub const ROW: Row = Row {
@@ -15,6 +15,7 @@ pub const ROW: Row = Row {
     category: "idle_in_transaction",
     about: "idle in a transaction",
     delegate: DATABASE,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Rust(run),
     stage: with_postgres,

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::row::{ENGINEER, Job, Program, Row, nothing};
+use super::row::{ENGINEER, Job, Program, Row, Worth, nothing};
 use super::shift::work;
 
 pub const ROW: Row = Row {
@@ -16,6 +16,7 @@ pub const ROW: Row = Row {
     category: "lock_contention",
     about: "pay_under_the_lock",
     delegate: ENGINEER,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Rust(run),
     stage: nothing,

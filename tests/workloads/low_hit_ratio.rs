@@ -4,7 +4,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::row::{DATABASE, Job, Program, Row, Stage};
+use super::row::{DATABASE, Job, Program, Row, Stage, Worth};
 use super::shift::work;
 use super::{postgres, redis};
 
@@ -14,6 +14,7 @@ pub const ROW: Row = Row {
     category: "cache_misses",
     about: "0 % of the look-ups in Redis",
     delegate: DATABASE,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Rust(run),
     stage: |stage: &mut Stage| {

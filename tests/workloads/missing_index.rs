@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use super::postgres::Client;
-use super::row::{DATABASE, Job, Program, Row, Stage};
+use super::row::{DATABASE, Job, Program, Row, Stage, Worth};
 use super::shift::work;
 
 pub const ROW: Row = Row {
@@ -13,6 +13,7 @@ pub const ROW: Row = Row {
     category: "slow_statement",
     about: "SELECT id FROM visits WHERE address = ?",
     delegate: DATABASE,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Rust(run),
     stage: make_table,

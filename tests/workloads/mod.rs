@@ -12,6 +12,7 @@ pub mod redis;
 pub mod row;
 pub mod shift;
 
+mod accelerator_wait;
 mod connection_per_query;
 mod cpu_quota;
 mod cpu_regex;
@@ -22,6 +23,8 @@ mod gil_contention;
 mod idle_in_transaction;
 mod lock_convoy;
 mod low_hit_ratio;
+mod major_faults;
+mod memory_growth;
 mod missing_index;
 mod n_plus_one;
 mod pool_too_small;
@@ -44,7 +47,10 @@ pub const ROWS: &[Row] = &[
     dns_stall::ROW,
     cpu_regex::ROW,
     cpu_quota::ROW,
+    major_faults::ROW,
+    memory_growth::ROW,
     sleep_poll::ROW,
     error_storm::ROW,
     gil_contention::ROW,
+    accelerator_wait::ROW,
 ];

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::postgres::Client;
-use super::row::{DATABASE, Job, Program, Row, with_postgres};
+use super::row::{DATABASE, Job, Program, Row, Worth, with_postgres};
 use super::shift::work;
 
 pub const ROW: Row = Row {
@@ -16,6 +16,7 @@ pub const ROW: Row = Row {
     category: "pool_saturation",
     about: "All 2 connections to PostgreSQL",
     delegate: DATABASE,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Rust(run),
     stage: with_postgres,

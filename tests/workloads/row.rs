@@ -14,6 +14,18 @@ pub const ENGINEER: &str = "performance-engineer";
 /// Findings for those who run the database.
 pub const DATABASE: &str = "database-specialist";
 
+/// Findings for those who run the training.
+pub const ORCHESTRATOR: &str = "ml-orchestrator";
+
+/// What a fix is worth, which the finding bounds and the programs count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worth {
+    /// Thread time: `gain_bound_ns_per_s` against the time of units of work.
+    Time,
+    /// Memory: the figure `growth` against what is kept for each unit of work.
+    Memory,
+}
+
 /// Whether a program has the trouble of its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Health {
@@ -44,6 +56,7 @@ pub struct Row {
     pub category: &'static str,
     pub about: &'static str,
     pub delegate: &'static str,
+    pub worth: Worth,
     /// Whether it has a CPU whenever it wants one, so that on a busy machine it is not a CPU that it waits
     /// for. (No quota holds such a program back.)
     pub realtime: bool,

@@ -5,6 +5,7 @@
 
 use std::hint::black_box;
 use std::io::{self, BufRead, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,9 +48,17 @@ struct Done {
     busy: Duration,
 }
 
+/// Memory in use, of programs that are judged by that.
+static KEPT_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Tells how much memory is in use now.
+pub fn kept(bytes: usize) {
+    KEPT_BYTES.store(bytes, Ordering::Relaxed);
+}
+
 /// Says that the program is ready, and from the first line of standard input to the second has `workers`
 /// threads do a unit of work `every` so often each, by what `hire` makes for it. Then prints units,
-/// time spent in them and wall time.
+/// time spent in them, wall time and memory kept.
 ///
 /// # Errors
 /// The first of any unit.
@@ -84,9 +93,10 @@ pub fn work<J: FnMut() -> io::Result<()>>(
     let units: u64 = results.iter().map(|done| done.units).sum();
     let busy: Duration = results.iter().map(|done| done.busy).sum();
     say(&format!(
-        "DONE {{\"units\":{units},\"busy_ns\":{},\"wall_ns\":{}}}",
+        "DONE {{\"units\":{units},\"busy_ns\":{},\"wall_ns\":{},\"kept_bytes\":{}}}",
         busy.as_nanos(),
-        wall.as_nanos()
+        wall.as_nanos(),
+        KEPT_BYTES.load(Ordering::Relaxed),
     ))
 }
 

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, RecvError, SyncSender, TryRecvError};
 use std::thread;
 use std::time::Duration;
 
-use super::row::{ENGINEER, Job, Program, Row, nothing};
+use super::row::{ENGINEER, Job, Program, Row, Worth, nothing};
 use super::shift::{compute, steps_per_ms, work};
 
 pub const ROW: Row = Row {
@@ -14,6 +14,7 @@ pub const ROW: Row = Row {
     category: "sleep_poll",
     about: "between pieces of work",
     delegate: ENGINEER,
+    worth: Worth::Time,
     realtime: true,
     program: Program::Rust(run),
     stage: nothing,

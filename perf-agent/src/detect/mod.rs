@@ -13,8 +13,10 @@ mod disk_wait;
 mod error_storm;
 pub mod explain;
 mod gil;
+mod gpu_wait;
 mod idle_in_transaction;
 mod lock_contention;
+mod memory_growth;
 mod n_plus_one;
 mod network_wait;
 mod page_faults;
@@ -35,12 +37,12 @@ mod view;
 use std::collections::BTreeMap;
 
 use crate::hash::fnv1a;
-use crate::model::{Evidence, Finding, Level, Site, State, WindowReport};
+use crate::model::{Evidence, Finding, Growth, Level, Site, State, WindowReport};
 use explain::Explain;
 use settings::Settings;
 use view::View;
 
-pub(crate) use view::{hot_function, is_own};
+pub(crate) use view::{hot_function, in_fault, is_own, label};
 
 /// A rule: looks at one process in one window.
 pub struct Rule {
@@ -77,6 +79,16 @@ pub const RULES: &[Rule] = &[
         name: "page_faults",
         find: page_faults::find,
         explain: page_faults::EXPLAIN,
+    },
+    Rule {
+        name: "gpu_wait",
+        find: gpu_wait::find,
+        explain: gpu_wait::EXPLAIN,
+    },
+    Rule {
+        name: "memory_growth",
+        find: memory_growth::find,
+        explain: memory_growth::EXPLAIN,
     },
     Rule {
         name: "network_wait",
@@ -196,6 +208,8 @@ struct Candidate {
     evidence: Vec<Evidence>,
     recommendations: Vec<String>,
     stacks: Vec<Site>,
+    growth: Vec<Growth>,
+    exhausted_in_ns: Option<u64>,
 }
 
 impl Candidate {
@@ -222,6 +236,8 @@ impl Candidate {
             evidence: Vec::new(),
             recommendations: Vec::new(),
             stacks: Vec::new(),
+            growth: Vec::new(),
+            exhausted_in_ns: None,
         }
     }
 
@@ -301,8 +317,18 @@ fn impact(bound_ns: u64, wall_ns: u64, lifetime_ns: u64, share: f64) -> Level {
     }
 }
 
+/// What is used up within this time comes before everything that only takes time.
+const URGENT_NS: u64 = 3_600_000_000_000;
+
 /// What a fix is worth: gain × confidence ÷ effort. Findings are ordered by it.
+///
+/// Of a process that is about to be killed for want of memory the time a fix saves says nothing, and
+/// would put it last: what is used up within the hour goes first, the soonest before the others.
 pub fn score(finding: &Finding) -> f64 {
+    if let Some(left_ns) = finding.exhausted_in_ns.filter(|ns| *ns < URGENT_NS) {
+        // More than any gain: a second a second of a million threads is 1e15.
+        return 1e18 * (2.0 - left_ns as f64 / URGENT_NS as f64);
+    }
     let effort = match finding.effort {
         Level::Low => 1.0,
         Level::Medium => 2.0,
@@ -441,6 +467,8 @@ impl Detector {
                 .clone(),
             caused_by,
             stacks: candidate.stacks,
+            growth: candidate.growth,
+            exhausted_in_ns: candidate.exhausted_in_ns,
             who,
         };
         findings.insert(key, finding);
@@ -477,6 +505,8 @@ impl Detector {
                 windows,
             )];
             finding.stacks.clear();
+            finding.growth.clear();
+            finding.exhausted_in_ns = None;
             resolved.push(finding);
             false
         });
@@ -484,6 +514,7 @@ impl Detector {
             // The stacks are large, and a resolved finding has none.
             let mut finding = finding.clone();
             finding.stacks.clear();
+            finding.growth.clear();
             self.known.insert(key.clone(), Known { finding, absent: 0 });
         }
         resolved

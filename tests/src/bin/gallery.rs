@@ -6,7 +6,7 @@ use std::io;
 use std::process::ExitCode;
 
 use perf_agent_tests::rows::ROWS;
-use perf_agent_tests::rows::row::{Health, Job, Program, Row, Servers};
+use perf_agent_tests::rows::row::{Health, Job, Program, Row, Servers, Worth};
 use perf_agent_tests::{alone, gallery};
 
 fn main() -> ExitCode {
@@ -81,13 +81,16 @@ fn show(rows: &[&'static Row]) -> bool {
         .map(|row| {
             eprintln!("==> {}", row.name);
             let outcome = gallery::run(row, &mut servers);
-            let (sick, healthy) = outcome.ns_per_unit;
-            let ms = |ns: f64| format!("{:.2} ms", ns / 1e6);
+            let (sick, healthy) = outcome.per_unit;
+            let took = |amount: f64| match outcome.worth {
+                Worth::Time => format!("{:.2} ms", amount / 1e6),
+                Worth::Memory => format!("{:.1} KiB", amount / 1024.0),
+            };
             eprintln!(
                 "    one {}: {} sick, {} healthy",
                 outcome.unit,
-                ms(sick),
-                ms(healthy)
+                took(sick),
+                took(healthy)
             );
             for (whose, found) in [("sick", &outcome.sick), ("twin", &outcome.healthy)] {
                 for f in found {

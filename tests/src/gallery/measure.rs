@@ -9,18 +9,23 @@ use serde_json::Value;
 
 use crate::PATIENCE;
 use crate::agent;
-use crate::rows::row::{Health, Program, Row, Servers, Stage, run_as};
+use crate::rows::row::{Health, Program, Row, Servers, Stage, Worth, run_as};
 use crate::traced::{self, Traced};
 
-/// A program is traced in two windows; what is found of a sick one is judged by the second, in which all is
-/// known that takes a window to know.
-const TRACED: &str = "3s";
-const WINDOW: &str = "1500ms";
+/// Window and length of a trace. What is found of a sick program is judged by the last window, in which
+/// all is known that takes a window to know; memory must grow for some windows before that is steady.
+fn windows(worth: Worth) -> (&'static str, &'static str) {
+    match worth {
+        Worth::Time => ("1500ms", "3s"),
+        Worth::Memory => ("1s", "7s"),
+    }
+}
 
 /// What a program did by its own count, and what was found.
 pub struct Measured {
     units: f64,
-    busy_ns: f64,
+    /// Nanoseconds of thread time, or bytes kept.
+    spent: f64,
     wall_ns: f64,
     /// Of the last window, in their order, and of the windows before.
     pub findings: Vec<Value>,
@@ -28,9 +33,9 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Thread time of a unit of work.
-    pub fn ns_per_unit(&self) -> f64 {
-        self.busy_ns / self.units
+    /// What a unit of work takes: nanoseconds of thread time, or bytes for good.
+    pub fn per_unit(&self) -> f64 {
+        self.spent / self.units
     }
 
     pub fn units_per_s(&self) -> f64 {
@@ -57,12 +62,13 @@ pub fn measure(row: &Row, health: Health, servers: &mut Servers) -> Result<Measu
     let mut program = Traced::start(command, row.name);
     program.go();
     let pid = program.pid().to_string();
+    let (window, length) = windows(row.worth);
     let trace = [
         "trace",
         "--interval",
-        WINDOW,
+        window,
         "--duration",
-        TRACED,
+        length,
         "-p",
         &pid,
     ];
@@ -84,7 +90,10 @@ pub fn measure(row: &Row, health: Health, servers: &mut Servers) -> Result<Measu
         .partition(|finding| finding["window"] == *last);
     Ok(Measured {
         units: figure("units")?,
-        busy_ns: figure("busy_ns")?,
+        spent: match row.worth {
+            Worth::Time => figure("busy_ns")?,
+            Worth::Memory => figure("kept_bytes")?,
+        },
         wall_ns: figure("wall_ns")?,
         findings,
         earlier,

@@ -8,7 +8,7 @@ use std::panic::{self, AssertUnwindSafe};
 
 use serde_json::Value;
 
-use crate::rows::row::{Health, Row, Servers};
+use crate::rows::row::{Health, Row, Servers, Worth};
 use measure::{Measured, measure};
 pub use table::table;
 
@@ -19,14 +19,15 @@ const FACTOR: f64 = 2.0;
 pub struct Outcome {
     pub name: &'static str,
     pub unit: &'static str,
-    /// Thread time of a unit of work, of the sick program and of its twin.
-    pub ns_per_unit: (f64, f64),
+    pub worth: Worth,
+    /// What a unit of work takes (nanoseconds, or bytes) the sick program and its twin.
+    pub per_unit: (f64, f64),
     /// The findings of the sick program in the last window, in their order.
     pub sick: Vec<Found>,
     /// The findings of its twin in any window.
     pub healthy: Vec<Found>,
-    /// Thread time a second that the healthy twin did without, for the work of the sick one.
-    pub gained_ns_per_s: f64,
+    /// Nanoseconds or bytes a second that the healthy twin did without, for the work of the sick one.
+    pub gained_per_s: f64,
     /// What is not as it should be; empty of a row that is right.
     pub wrong: Vec<String>,
 }
@@ -40,11 +41,12 @@ pub struct Found {
     pub title: String,
     /// Whether it follows from another one.
     pub follows: bool,
-    pub bound_ns_per_s: f64,
+    /// Nanoseconds or bytes a second.
+    pub bound_per_s: f64,
 }
 
 impl Found {
-    fn of(finding: &Value) -> Found {
+    fn of(finding: &Value, worth: Worth) -> Found {
         let text = |name: &str| finding[name].as_str().unwrap_or_default().to_owned();
         Found {
             category: text("category"),
@@ -52,9 +54,18 @@ impl Found {
             impact: text("impact"),
             title: text("title"),
             follows: finding["caused_by"].is_string(),
-            bound_ns_per_s: finding["gain_bound_ns_per_s"].as_f64().unwrap_or(0.0),
+            bound_per_s: match worth {
+                Worth::Time => finding["gain_bound_ns_per_s"].as_f64(),
+                Worth::Memory => figure(finding, "growth"),
+            }
+            .unwrap_or(0.0),
         }
     }
+}
+
+fn figure(finding: &Value, name: &str) -> Option<f64> {
+    let figures = finding["evidence"].as_array()?;
+    figures.iter().find(|figure| figure["name"] == name)?["value"].as_f64()
 }
 
 impl Outcome {
@@ -74,8 +85,8 @@ impl Outcome {
 
     /// The bound by the gain.
     pub fn ratio(&self) -> Option<f64> {
-        let bound = self.first()?.bound_ns_per_s;
-        (self.gained_ns_per_s > 0.0).then(|| bound / self.gained_ns_per_s)
+        let bound = self.first()?.bound_per_s;
+        (self.gained_per_s > 0.0).then(|| bound / self.gained_per_s)
     }
 }
 
@@ -89,10 +100,11 @@ pub fn run(row: &Row, servers: &mut Servers) -> Outcome {
     let failed = |what: String| Outcome {
         name: row.name,
         unit: row.unit,
-        ns_per_unit: (0.0, 0.0),
+        worth: row.worth,
+        per_unit: (0.0, 0.0),
         sick: Vec::new(),
         healthy: Vec::new(),
-        gained_ns_per_s: 0.0,
+        gained_per_s: 0.0,
         wrong: vec![what],
     };
     match both {
@@ -110,18 +122,20 @@ fn said(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 fn judge(row: &Row, sick: &Measured, healthy: &Measured) -> Outcome {
+    let found = |finding: &Value| Found::of(finding, row.worth);
     let mut outcome = Outcome {
         name: row.name,
         unit: row.unit,
-        ns_per_unit: (sick.ns_per_unit(), healthy.ns_per_unit()),
-        sick: sick.findings.iter().map(Found::of).collect(),
+        worth: row.worth,
+        per_unit: (sick.per_unit(), healthy.per_unit()),
+        sick: sick.findings.iter().map(found).collect(),
         healthy: healthy
             .earlier
             .iter()
             .chain(&healthy.findings)
-            .map(Found::of)
+            .map(found)
             .collect(),
-        gained_ns_per_s: (sick.ns_per_unit() - healthy.ns_per_unit()) * sick.units_per_s(),
+        gained_per_s: (sick.per_unit() - healthy.per_unit()) * sick.units_per_s(),
         wrong: Vec::new(),
     };
     let mut wrong = Vec::new();

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{Found, Outcome};
+use crate::rows::row::Worth;
 
 /// A table with a row for each outcome.
 pub fn table(outcomes: &[Outcome]) -> String {
@@ -25,8 +26,10 @@ pub fn table(outcomes: &[Outcome]) -> String {
             },
             found(|f| format!("`{}` ({})", f.category, f.impact)),
             found(|f| f.delegate.clone()),
-            found(|f| ms(f.bound_ns_per_s)),
-            ms(outcome.gained_ns_per_s),
+            outcome
+                .first()
+                .map_or_else(none, |f| rate(outcome.worth, f.bound_per_s)),
+            rate(outcome.worth, outcome.gained_per_s),
             outcome
                 .twins_worst()
                 .map_or_else(none, |f| format!("{} (`{}`)", f.impact, f.category)),
@@ -39,6 +42,9 @@ fn none() -> String {
     "none".to_owned()
 }
 
-fn ms(ns_per_s: f64) -> String {
-    format!("{:.0} ms/s", ns_per_s / 1e6)
+fn rate(worth: Worth, per_s: f64) -> String {
+    match worth {
+        Worth::Time => format!("{:.0} ms/s", per_s / 1e6),
+        Worth::Memory => format!("{:.1} MiB/s", per_s / f64::from(1 << 20)),
+    }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use perf_ebpf_common::{
     Wire as _, class,
     signals::{
-        ledger::{ListenerKey, SiteKey, StackMemo, ThreadState, thread_state},
+        ledger::{ListenerKey, MEMO_SLOTS, SiteKey, StackMemo, ThreadState, thread_state},
         tls::TlsCall,
     },
 };
@@ -93,7 +93,7 @@ pub(super) fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> Thread
         file_sk: 0,
         asked: [0; 4],
         site: SiteKey::EMPTY,
-        memo: [StackMemo::default(); 4],
+        memo: [StackMemo::EMPTY; MEMO_SLOTS],
         sys_enter_ns: 0,
         samples_user: 0,
         samples_kernel: 0,
@@ -116,7 +116,7 @@ pub(super) fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> Thread
         missed_wake_class: 0,
         woken_from: 0,
         tls_call: 0,
-        pad: 0,
+        memo_next: 0,
         seq_tail: 0,
     }
 }

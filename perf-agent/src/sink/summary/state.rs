@@ -117,6 +117,10 @@ impl FindingSum {
 
     /// What orders findings: as in a window, with the bound of the whole.
     pub fn score(&self) -> f64 {
+        // What is about to be used up is not ordered by its gain.
+        if self.peak.exhausted_in_ns.is_some() {
+            return detect::score(&self.peak);
+        }
         let peak = self.peak.gain_bound_ns_per_s.max(1) as f64;
         detect::score(&self.peak) / peak * self.bound_ns
     }
