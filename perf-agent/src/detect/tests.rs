@@ -7,7 +7,8 @@ use super::*;
 use crate::fixtures::{
     self, asked, asking_report, latency, report, row, site, syscalls, thread, window_report,
 };
-use crate::model::{Detail, Latency, Lock, ProcessReport, StatementRow, Waker};
+use crate::hash::fnv1a;
+use crate::model::{Detail, Latency, Lock, ProcessReport, State, StatementRow, Waker};
 
 const MS: u64 = 1_000_000;
 
@@ -63,6 +64,7 @@ fn every_rule_is_registered() {
         assert!(
             [
                 "causes",
+                "detector",
                 "explain",
                 "gil",
                 "mod",

@@ -2,6 +2,7 @@
 
 use perf_ebpf_common::signals::python;
 
+use super::findings;
 use super::peers;
 use super::sections;
 use super::state::{FindingSum, ProcessSum, State, is_idle};
@@ -167,7 +168,7 @@ fn section(text: &mut Text, state: &State, process: &ProcessSum, live: bool) {
             units::duration(process.lifetime_ns)
         )),
     ]);
-    sections::findings(text, process, state, live);
+    findings::findings(text, process, state, live);
     sections::ledger(text, process);
     sections::threads(text, process);
     sections::sites(text, process);
