@@ -196,7 +196,7 @@ pub struct Target {
 }
 
 /// What to collect, and for how long.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct Collect {
     /// Stop after this time: 500ms, 10s, 2m, 1h; without it, at Ctrl-C or when the target ends
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -220,6 +220,9 @@ pub struct Collect {
     /// them, in every process that uses the library
     #[arg(long, value_enum, default_value_t = Switch::Off)]
     pub tls: Switch,
+    /// Allocations are sampled, one for each so many bytes: of `profile --mode alloc`.
+    #[arg(skip)]
+    pub alloc_bytes: Option<u32>,
     /// Let keys and other literal payload leave the process; without it statements are shown as
     /// shapes and keys as hashes
     #[arg(long)]

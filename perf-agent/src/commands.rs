@@ -8,12 +8,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use perf_ebpf_common::signals::allocations::DEFAULT_SAMPLE_BYTES;
 
 use crate::{
     aggregate::Pipeline,
     cli::{
-        Collect, Command, DemoArgs, FindingOptions, Format, OutputOptions, ProfileArgs, RecordArgs,
-        ReplayArgs, Sizes, StreamOptions, Switch, SyscallMode, TraceArgs,
+        Collect, Command, DemoArgs, FindingOptions, Format, Mode, OutputOptions, ProfileArgs,
+        RecordArgs, ReplayArgs, Sizes, StreamOptions, Switch, SyscallMode, TraceArgs,
     },
     config::{self, Config},
     detect::{DELEGATES, Detector},
@@ -181,7 +182,9 @@ fn profile(args: &ProfileArgs) -> Result<()> {
     let target = Target::new(&args.target)?;
     crate::kernel::host::check_privilege()?;
     let mut profiler = Profiler::new(args.shown, &args.outputs)?;
-    trace::run(target, &args.collect, &mut profiler)
+    let mut collect = args.collect.clone();
+    collect.alloc_bytes = (args.shown.mode == Mode::Alloc).then_some(args.sample_bytes);
+    trace::run(target, &collect, &mut profiler)
 }
 
 /// Traces a workload of its own, as any other process.
@@ -221,6 +224,7 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
         debug_dirs: Vec::new(),
         inlines: Switch::Off,
         sockets: Switch::On,
+        alloc_bytes: None,
         tls: Switch::Off,
         unsafe_raw: false,
         sizes: Sizes::default(),
@@ -233,6 +237,7 @@ fn trace_demo(args: &DemoArgs, pid: u32) -> Result<()> {
 fn verify() -> Result<()> {
     let kernel = Kernel::load(&LoadOptions {
         every_program: true,
+        allocations: Some(DEFAULT_SAMPLE_BYTES),
         ..LoadOptions::default()
     })?;
     let mut text = String::new();

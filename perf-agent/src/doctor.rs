@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use perf_ebpf_common::signals::allocations::DEFAULT_SAMPLE_BYTES;
 use serde::Serialize;
 
 use crate::{
@@ -89,7 +90,10 @@ fn report() -> Report {
 
 /// Loads and attaches everything for a moment, on no target.
 fn attached_signals() -> Result<Vec<SignalState>> {
-    let mut kernel = Kernel::load(&LoadOptions::default())?;
+    let mut kernel = Kernel::load(&LoadOptions {
+        allocations: Some(DEFAULT_SAMPLE_BYTES),
+        ..LoadOptions::default()
+    })?;
     kernel.attach()?;
     if let Err(e) = kernel.set_syscalls(true)
         && let Some(state) = kernel.signals.iter_mut().find(|s| s.name == "syscalls")
@@ -97,7 +101,9 @@ fn attached_signals() -> Result<Vec<SignalState>> {
         state.on = false;
         state.reason = crate::commands::one_line(&e);
     }
-    Ok(kernel.signals.clone())
+    let allocations = kernel.allocations_state();
+    let states = kernel.signals.iter().cloned();
+    Ok(states.chain([allocations]).collect())
 }
 
 fn check(name: &'static str, ok: bool, found: String, advice: &str) -> Check {

@@ -146,6 +146,7 @@ fn full_ledger() -> Ledger {
             cpu_ns: Some(30_000_000),
             cpu_samples: 3,
         },
+        memory: Some(Box::new(full_memory())),
         block_io: vec![BlockIo {
             device: "vda".into(),
             operation: "write".into(),
@@ -158,6 +159,42 @@ fn full_ledger() -> Ledger {
             throttled_periods: 2,
             throttled_ns: 1_000,
         }),
+    }
+}
+
+pub fn full_memory() -> Memory {
+    Memory {
+        resident_bytes: 40 << 20,
+        peak_bytes: 41 << 20,
+        anon_bytes: 30 << 20,
+        file_bytes: 9 << 20,
+        shmem_bytes: 1 << 20,
+        swap_bytes: 1 << 20,
+        data_bytes: 50 << 20,
+        grown_bytes: Some(2 << 20),
+        trend: Some(MemoryTrend {
+            windows: 10,
+            rising: 10,
+            length_ns: 10_000_000_000,
+            from_bytes: 12 << 20,
+            change_bytes: 20 << 20,
+            late_bytes: 10 << 20,
+            fallen_bytes: 0,
+        }),
+        limit: MemoryLimit {
+            cgroup: Some("/system.slice/server.service".into()),
+            limit_bytes: 512 << 20,
+            left_bytes: 472 << 20,
+        },
+    }
+}
+
+pub fn full_growth() -> Growth {
+    Growth {
+        samples: 4,
+        bytes: 2 << 20,
+        total_bytes: 20 << 20,
+        user_stack: vec![frame("keep", "/usr/bin/server")],
     }
 }
 
@@ -203,6 +240,16 @@ fn full_profile() -> Profile {
                 sum_ns: 300,
             }],
         }],
+        growth: vec![full_growth()],
+        accelerator: vec![AcceleratorCall {
+            call: "cuStreamSynchronize".into(),
+            waits: true,
+            caller: Some("train_step".into()),
+            root: Some("main".into()),
+            blocks: 20,
+            blocked_ns: 2_000,
+            cpu_ns: 1_000,
+        }],
     }
 }
 
@@ -230,7 +277,10 @@ pub fn full_finding() -> Finding {
         recommendations: vec!["Hold it for less time".into()],
         state: State::New,
         since: stamp().ts,
+        caused_by: Some("fedcba9876543210".into()),
         stacks: full_sites(),
+        growth: vec![full_growth()],
+        exhausted_in_ns: Some(236_000_000_000),
     }
 }
 
@@ -502,6 +552,9 @@ pub fn minimal_lines() -> Vec<Line> {
     finding.evidence.clear();
     finding.recommendations.clear();
     finding.stacks.clear();
+    finding.caused_by = None;
+    finding.growth.clear();
+    finding.exhausted_in_ns = None;
     let mut connections = full_connections();
     connections.connections.clear();
     let mut statements = full_statements();
@@ -546,6 +599,7 @@ pub fn minimal_report(comm: &str) -> ProcessReport {
             cpu_split: CpuSplit::default(),
             schedstat: SchedstatCheck::default(),
             faults: Faults::default(),
+            memory: None,
             block_io: Vec::new(),
             throttled: None,
         },
@@ -557,9 +611,12 @@ pub fn minimal_report(comm: &str) -> ProcessReport {
             sites: Vec::new(),
             rest: Classes::new(),
             locks: Vec::new(),
+            growth: Vec::new(),
+            accelerator: Vec::new(),
         },
         connections: None,
         statements: None,
+        allocations: Vec::new(),
     }
 }
 

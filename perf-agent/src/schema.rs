@@ -14,19 +14,26 @@ mod tests {
     /// What the model leaves out where there is nothing to say: ends of paths.
     const OPTIONAL: &[&str] = &[
         "_stack[].build_id",
+        ".caused_by",
+        ".caller",
         ".connect_ns",
         ".count_error",
         "faults.cpu_ns",
         ".detail",
         ".exit_code",
+        ".exhausted_in_ns",
         ".exited",
         ".led_by",
+        ".limit.cgroup",
+        "ledger.memory",
+        ".grown_bytes",
         ".hook_ns",
         ".module",
         ".inlined",
         "(file).path",
         ".rtt_max_ns",
         ".rtt_min_ns",
+        ".root",
         ".rtt_ns",
         ".short_lived",
         ".streams",
@@ -34,6 +41,7 @@ mod tests {
         "_stack[].source",
         ".syscall",
         ".throttled",
+        ".trend",
     ];
 
     fn schema() -> Value {

@@ -221,6 +221,7 @@ fn load_options(collect: &Collect) -> LoadOptions {
         data_ring_bytes: sizes.data_ring_bytes.unwrap_or(default.data_ring_bytes),
         max_connections: sizes.max_connections.unwrap_or(default.max_connections),
         tls: collect.tls == Switch::On,
+        allocations: collect.alloc_bytes,
         command: None,
         every_program: false,
         unwind_bytes: sizes.unwind_bytes.unwrap_or(default.unwind_bytes),

@@ -55,11 +55,18 @@ pub enum Loss {
     PayloadUnreadable = 21,
     /// OpenSSL moved plaintext and no socket was seen to carry it (a memory BIO): not decoded.
     TlsUnattributed = 22,
+    /// `resident` or `growth` was full: memory that grew is without a stack.
+    GrowthFull = 23,
+    /// `allocations`, `allocating` or `live_allocations` was full: a sample is not counted.
+    AllocationsFull = 24,
+    /// A sampled allocation was begun while another thread walked its stack on the same CPU: it is not
+    /// counted.
+    AllocationStackBusy = 25,
 }
 
 impl Loss {
     /// How many reasons there are.
-    pub const COUNT: usize = 23;
+    pub const COUNT: usize = 26;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Loss; Loss::COUNT] = [
@@ -86,6 +93,9 @@ impl Loss {
         Loss::ConnectionsFull,
         Loss::PayloadUnreadable,
         Loss::TlsUnattributed,
+        Loss::GrowthFull,
+        Loss::AllocationsFull,
+        Loss::AllocationStackBusy,
     ];
 
     /// Whether something is missing: else it was made good, and is reported as `inferred`.
@@ -122,6 +132,9 @@ impl Loss {
             Loss::ConnectionsFull => "connections_full",
             Loss::PayloadUnreadable => "payload_unreadable",
             Loss::TlsUnattributed => "tls_unattributed",
+            Loss::GrowthFull => "growth_full",
+            Loss::AllocationsFull => "allocations_full",
+            Loss::AllocationStackBusy => "allocation_stack_busy",
         }
     }
 }

@@ -41,6 +41,8 @@ pub enum Need {
     Net,
     /// Block I/O.
     BlockIo,
+    /// Growth of memory.
+    Memory,
     /// Exactly one of several alternatives, checked where it is used.
     Optional,
 }
@@ -126,6 +128,11 @@ offsets! {
     disk_first_minor: BlockIo ["gendisk.first_minor"],
     rq_cmd_flags: BlockIo ["request.cmd_flags"],
     rq_data_len: BlockIo ["request.__data_len"],
+    task_mm: Memory ["task_struct.mm"],
+    /// An array of `percpu_counter` since 6.2, of `long` before: see [`Settings`](crate::signals::control::Settings).
+    mm_rss_stat: Memory ["mm_struct.rss_stat"],
+    percpu_counter_count: Memory ["percpu_counter.count"],
+    percpu_counter_size: Memory ["percpu_counter"],
 }
 
 #[cfg(feature = "user")]

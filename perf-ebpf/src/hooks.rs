@@ -13,7 +13,7 @@ use crate::{
     file::LISTENERS,
     prelude::*,
     registers::Registers,
-    signals::{block_io, cpu, ledger, lifecycle, sockets, syscalls, tls},
+    signals::{allocations, block_io, cpu, ledger, lifecycle, memory, sockets, syscalls, tls},
 };
 
 /// Thread id of the current task, in the initial namespace.
@@ -239,6 +239,20 @@ pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// 5.10: `(mm, member, count)`, without the count since 6.2. Before 6.2 once for each 64 page faults
+/// of a thread, since then for each: the filter is two integers and one lookup.
+#[btf_tracepoint(function = "rss_stat")]
+pub fn rss_stat(ctx: BtfTracePointContext) -> i32 {
+    let member = ctx.arg::<u64>(1) as u32;
+    if !memory::is_counted(member) {
+        return 0;
+    }
+    if let Some(t) = ledger::thread(current_tid()) {
+        memory::counted(t, ctx.arg(0), member);
+    }
+    0
+}
+
 /// 5.10: a software clock on each CPU.
 #[perf_event]
 pub fn cpu_clock(ctx: PerfEventContext) -> u32 {
@@ -288,5 +302,46 @@ pub fn tls_return(ctx: RetProbeContext) -> u32 {
     if let Some(t) = ledger::thread(current_tid()) {
         tls::leave(t, &ctx);
     }
+    0
+}
+
+/// 5.10: `malloc(size)`.
+#[uprobe]
+pub fn alloc_malloc(ctx: ProbeContext) -> u32 {
+    allocations::begin(&ctx, ctx.arg(0).unwrap_or(0));
+    0
+}
+
+/// 5.10: `calloc(number, size)`. One that overflows is refused and returns nothing.
+#[uprobe]
+pub fn alloc_calloc(ctx: ProbeContext) -> u32 {
+    let (number, size): (u64, u64) = (ctx.arg(0).unwrap_or(0), ctx.arg(1).unwrap_or(0));
+    allocations::begin(&ctx, number.wrapping_mul(size));
+    0
+}
+
+/// 5.10: `realloc(address, size)`: what was there is freed, though it may stay where it is. Without an
+/// address glibc calls its `malloc`, which has a probe of its own.
+#[uprobe]
+pub fn alloc_realloc(ctx: ProbeContext) -> u32 {
+    let address = ctx.arg(0).unwrap_or(0);
+    if address != 0 {
+        allocations::free(address);
+        allocations::begin(&ctx, ctx.arg(1).unwrap_or(0));
+    }
+    0
+}
+
+/// 5.10: `free(address)`.
+#[uprobe]
+pub fn alloc_free(ctx: ProbeContext) -> u32 {
+    allocations::free(ctx.arg(0).unwrap_or(0));
+    0
+}
+
+/// 5.10: one of the three that allocate returns.
+#[uretprobe]
+pub fn alloc_return(ctx: RetProbeContext) -> u32 {
+    allocations::end(&ctx);
     0
 }

@@ -9,7 +9,12 @@ pub mod agent;
 #[cfg(feature = "harness")]
 pub mod capture;
 #[cfg(feature = "harness")]
+pub mod gallery;
+#[cfg(feature = "harness")]
 pub mod proxy;
+#[cfg(feature = "harness")]
+#[path = "../workloads/mod.rs"]
+pub mod rows;
 #[cfg(feature = "harness")]
 pub mod servers;
 #[cfg(feature = "harness")]
@@ -23,11 +28,37 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Held by a test that traces: two traces at once would be in each other's way, and so would the
 /// loads they watch. What else runs on the machine comes after the calling thread and the programs
 /// it starts, where privilege allows that.
-pub fn alone() -> MutexGuard<'static, ()> {
+pub struct Alone {
+    _tracing: MutexGuard<'static, ()>,
+    /// The weight of this session's group of processes before.
+    autogroup: Option<String>,
+}
+
+/// Where a session has a group of its own (`CONFIG_SCHED_AUTOGROUP`), niceness counts within it alone, and
+/// this is the niceness of the group: sched(7).
+const AUTOGROUP: &str = "/proc/self/autogroup";
+
+/// Waits until no other test of this process traces.
+pub fn alone() -> Alone {
     const BEFORE_OTHERS: i32 = -10;
     static TRACING: Mutex<()> = Mutex::new(());
-    let guard = TRACING.lock().unwrap_or_else(PoisonError::into_inner);
+    let tracing = TRACING.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: takes no pointers; 0 is the calling thread.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, BEFORE_OTHERS) };
-    guard
+    let before = std::fs::read_to_string(AUTOGROUP).ok();
+    let before = before.and_then(|text| Some(text.split_once(" nice ")?.1.trim().to_owned()));
+    let raised = std::fs::write(AUTOGROUP, "-20").is_ok();
+    Alone {
+        _tracing: tracing,
+        autogroup: before.filter(|_| raised),
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if let Some(nice) = &self.autogroup {
+            // Only to leave the session as it was.
+            _ = std::fs::write(AUTOGROUP, nice);
+        }
+    }
 }

@@ -16,9 +16,13 @@ use serde_json::Value;
 /// Where the test does not run from cargo's target directory.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap_or_else(|e| panic!("own path: {e}"));
-    let path = test
-        .parent()
-        .and_then(|deps| deps.parent())
+    let folder = test.parent();
+    // A test lies in `deps`, a program beside it.
+    let profile = folder.map(|folder| match folder.ends_with("deps") {
+        true => folder.parent().unwrap_or(folder),
+        false => folder,
+    });
+    let path = profile
         .map(|profile| profile.join(name))
         .unwrap_or_default();
     assert!(path.is_file(), "no {name} beside {}", test.display());

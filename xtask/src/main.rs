@@ -6,6 +6,7 @@
 mod bench;
 mod bpf;
 mod debian_kernels;
+mod gallery;
 mod initramfs;
 mod kernels;
 mod qemu;
@@ -57,6 +58,8 @@ enum Task {
     Kernels(kernels::Options),
     /// Measure what tracing costs, beside what its peers cost.
     Bench(bench::Options),
+    /// Trace sick programs and their healthy twins, and print what is found of each as a table.
+    Gallery(gallery::Options),
     /// Load every program on the running kernel and print what the verifier counted.
     Verify,
 }
@@ -94,6 +97,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
             }
         }
         Task::Bench(options) => bench::run(&workspace, &options)?,
+        Task::Gallery(options) => return gallery::run(&workspace, &options),
         Task::Verify => run::agent(&workspace, vec!["verify".into()])?,
     }
     Ok(ExitCode::SUCCESS)

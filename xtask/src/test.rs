@@ -160,7 +160,11 @@ fn stage<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     result.with_context(|| format!("stage `{name}`"))
 }
 
-fn packages(with_privilege: bool) -> Result<()> {
+/// Installs what the tests need.
+///
+/// # Errors
+/// Where it cannot be.
+pub fn packages(with_privilege: bool) -> Result<()> {
     // What runs without privilege needs no package but what cargo itself needs to link.
     let mut wanted: Vec<&Package> = PACKAGES[..2].iter().collect();
     if with_privilege {

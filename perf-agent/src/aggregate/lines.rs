@@ -99,6 +99,7 @@ impl Context<'_> {
                 cpu_split: account.split.clone(),
                 schedstat: account.check,
                 faults,
+                memory: None,
                 block_io,
                 throttled,
             },
@@ -120,9 +121,12 @@ impl Context<'_> {
                 sites: profile.sites,
                 rest: profile.rest,
                 locks: profile.locks,
+                growth: Vec::new(),
+                accelerator: profile.accelerator,
             },
             connections: None,
             statements: None,
+            allocations: Vec::new(),
         }
     }
 }
@@ -232,7 +236,7 @@ pub fn in_order(report: WindowReport, findings: Vec<Finding>) -> Vec<Line> {
     for process in report.processes {
         lines.push(Line::new(Body::Ledger(process.ledger)));
         lines.extend(process.syscalls.map(|s| Line::new(Body::Syscalls(s))));
-        if !process.profile.sites.is_empty() {
+        if !process.profile.sites.is_empty() || !process.profile.growth.is_empty() {
             lines.push(Line::new(Body::Profile(process.profile)));
         }
         lines.extend(process.connections.map(|c| Line::new(Body::Connections(c))));

@@ -1,9 +1,12 @@
 //! Turns frames into the lines of each window. Pure: the same frames give the same lines, whether
 //! they come from a running kernel or from a recording.
 
+mod accelerator;
+mod allocations;
 mod clock;
 mod io;
 mod lines;
+mod memory;
 mod profile;
 mod slowdown;
 mod sockets;
@@ -40,6 +43,8 @@ pub struct Pipeline {
     profiles: Profiles,
     calls: Calls,
     io: io::BlockIos,
+    memory: memory::Memories,
+    allocations: allocations::Allocations,
     sockets: sockets::Sockets,
     /// Owner of each histogram slot.
     owners: BTreeMap<u32, u32>,
@@ -62,6 +67,8 @@ impl Pipeline {
             profiles: Profiles::default(),
             calls: Calls::default(),
             io: io::BlockIos::default(),
+            memory: memory::Memories::default(),
+            allocations: allocations::Allocations::default(),
             sockets: sockets::Sockets::default(),
             owners: BTreeMap::new(),
             histograms: HashMap::new(),
@@ -134,6 +141,8 @@ impl Pipeline {
             MapId::Syscalls => self.calls.cells(bytes),
             MapId::SyscallErrors => self.calls.errors(bytes),
             MapId::BlockIo => self.io.cells(bytes),
+            MapId::Growth => self.memory.cells(bytes),
+            MapId::Allocations => self.allocations.cells(bytes),
         }
     }
 
@@ -162,6 +171,7 @@ impl Pipeline {
             Fact::Seeded(s) => self.threads.seeded(s),
             Fact::Stack(s) => self.profiles.stack(s),
             Fact::File(f) => self.profiles.file(f),
+            Fact::Memory(m) => self.memory.read(m, self.window_start_ns),
             Fact::Device { dev, name } => self.io.device(*dev, name),
             Fact::Slice(s) => self.calls.slice(s),
             Fact::Connections(c) => self.sockets.connections.clone_from(&c.rows),
@@ -194,6 +204,8 @@ impl Pipeline {
         self.profiles.slot_freed(slot);
         self.calls.slot_freed(slot);
         self.io.slot_freed(slot);
+        self.memory.slot_freed(slot);
+        self.allocations.slot_freed(slot);
     }
 
     fn window(&mut self, w: &WindowFact) -> Vec<Line> {
@@ -226,6 +238,9 @@ impl Pipeline {
             .calls
             .window(window, w.syscalls_on_ns, &self.owners, &demand);
         let mut ios = self.io.window(&self.owners);
+        let stack = |id| self.profiles.named(id);
+        let mut allocations = self.allocations.window(&self.owners, stack);
+        let mut memory = self.memory.window(window.end_ns, &self.owners, stack);
         let slot_of: HashMap<u32, u32> = self.owners.iter().map(|(s, p)| (*p, *s)).collect();
         let mut processes = Vec::new();
         for account in &accounts {
@@ -247,6 +262,11 @@ impl Pipeline {
             ));
         }
         for report in &mut processes {
+            let pid = report.ledger.who.pid;
+            report.allocations = allocations.remove(&pid).unwrap_or_default();
+            let memory = memory.remove(&pid).unwrap_or_default();
+            report.ledger.memory = memory.memory.map(Box::new);
+            report.profile.growth = memory.growth;
             self.sockets.add_to(report, &stamp, window);
         }
         let damaged = std::mem::take(&mut self.damaged);

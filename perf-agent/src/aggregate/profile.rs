@@ -8,11 +8,12 @@ use perf_ebpf_common::{
     sys,
 };
 
-use super::threads::Account;
+use super::{accelerator, threads::Account};
 use crate::{
+    detect::in_fault,
     drain::{FileFact, StackFact},
     kernel::tables::syscall_name,
-    model::{Classes, Detail, Frame, Lock, Site, Waker},
+    model::{AcceleratorCall, Classes, Detail, Frame, Lock, Site, Waker},
 };
 
 /// Sites shown of each class.
@@ -29,6 +30,7 @@ pub struct ProcessProfile {
     pub locks: Vec<Lock>,
     /// CPU time in page faults, where kernel stacks could be read, and its samples.
     pub fault_cpu: (Option<u64>, u64),
+    pub accelerator: Vec<AcceleratorCall>,
 }
 
 /// Where time went, cumulative and per window.
@@ -145,7 +147,6 @@ impl Profiles {
                 .copied()
                 .unwrap_or("other"),
         };
-        let stack = |id: u64| self.stacks.get(&id).cloned().unwrap_or_default();
         Site {
             class: class.to_owned(),
             syscall: (!cpu && key.nr != sys::NR_NONE).then(|| syscall_name(key.nr.into())),
@@ -153,9 +154,14 @@ impl Profiles {
             sum_ns,
             max_ns,
             detail: self.detail(key),
-            user_stack: stack(key.user_stack),
-            kernel_stack: stack(key.kernel_stack),
+            user_stack: self.named(key.user_stack),
+            kernel_stack: self.named(key.kernel_stack),
         }
+    }
+
+    /// Frames of a stack; none where it is not known.
+    pub fn named(&self, id: u64) -> Vec<Frame> {
+        self.stacks.get(&id).cloned().unwrap_or_default()
     }
 
     fn detail(&self, key: &SiteKey) -> Option<Detail> {
@@ -268,6 +274,7 @@ fn profile(
             locks,
             // Samples are not scaled to time here.
             fault_cpu: (None, 0),
+            accelerator: Vec::new(),
         };
     }
     let mut sites: Vec<Site> = merge(sites);
@@ -288,6 +295,7 @@ fn profile(
         }
     }
     let fault_cpu = fault_cpu(&sites);
+    let accelerator = accelerator::calls(&sites);
     sites.sort_by(|a, b| {
         b.sum_ns
             .cmp(&a.sum_ns)
@@ -309,21 +317,9 @@ fn profile(
         rest,
         locks,
         fault_cpu,
+        accelerator,
     }
 }
-
-/// Where the kernel enters a page fault, by architecture (x86-64, arm64) and what both call next
-/// (`arch/*/mm/fault.c`, `mm/memory.c`).
-const FAULT_ENTRIES: &[&str] = &[
-    "asm_exc_page_fault",
-    "exc_page_fault",
-    "do_user_addr_fault",
-    "el0_da",
-    "el0_ia",
-    "do_mem_abort",
-    "do_page_fault",
-    "handle_mm_fault",
-];
 
 /// CPU time and samples in page faults; no time where the kernel's stacks have no names.
 fn fault_cpu(sites: &[Site]) -> (Option<u64>, u64) {
@@ -332,10 +328,7 @@ fn fault_cpu(sites: &[Site]) -> (Option<u64>, u64) {
     if !in_kernel.is_empty() && !in_kernel.iter().any(named) {
         return (None, 0);
     }
-    let is_fault = |f: &Frame| FAULT_ENTRIES.contains(&f.name.as_str());
-    let faults = in_kernel
-        .iter()
-        .filter(|s| s.kernel_stack.iter().any(is_fault));
+    let faults = in_kernel.iter().filter(|s| in_fault(s));
     let (ns, samples) = faults.fold((0, 0), |sum, s| (sum.0 + s.sum_ns, sum.1 + s.count));
     (Some(ns), samples)
 }

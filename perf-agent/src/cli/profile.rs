@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use perf_ebpf_common::signals::allocations::DEFAULT_SAMPLE_BYTES;
 
 use super::{Collect, Target};
 
@@ -13,6 +14,7 @@ Examples:
   perf-agent profile -p 4242 --duration 10s         the hottest call paths, as text
   perf-agent profile -p 4242 --mode off             only where its threads wait
   perf-agent profile -p 4242 --duration 30s --flamegraph wall.svg --pprof wall.pb.gz
+  perf-agent profile -p 4242 --mode alloc --pprof heap.pb.gz
   perf-agent profile --mode cpu --folded - -- ./job > job.folded
   perf-agent record run.parec -p 4242 --inlines on  keep the raw data; later, without root:
   perf-agent profile --replay run.parec --speedscope run.json";
@@ -29,6 +31,15 @@ pub struct ProfileArgs {
         conflicts_with_all = ["duration", "interval", "no_children", "inlines"]
     )]
     pub replay: Option<PathBuf>,
+    /// Of allocations, one is sampled for each so many bytes: a power of two
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value_t = DEFAULT_SAMPLE_BYTES,
+        value_parser = parse_sample_bytes,
+        conflicts_with = "replay"
+    )]
+    pub sample_bytes: u32,
     #[command(flatten)]
     pub collect: Collect,
     #[command(flatten)]
@@ -37,10 +48,18 @@ pub struct ProfileArgs {
     pub outputs: ProfileOutputs,
 }
 
+fn parse_sample_bytes(text: &str) -> Result<u32, String> {
+    let bytes: u32 = text.parse().map_err(|e| format!("{e}"))?;
+    match bytes.is_power_of_two() {
+        true => Ok(bytes),
+        false => Err(format!("{bytes} is no power of two")),
+    }
+}
+
 /// Which time is shown.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Shown {
-    /// Time on the CPU, off it, or both
+    /// Time on the CPU, off it, or both; or memory: what was allocated, and what of it was freed
     #[arg(long, value_enum, default_value_t = Mode::Wall)]
     pub mode: Mode,
     /// Time of threads that wait for work (class `idle`) too. Left out otherwise, and its sum is
@@ -57,6 +76,9 @@ pub enum Mode {
     Off,
     /// Both
     Wall,
+    /// Bytes allocated, by probes on malloc, calloc, realloc and free: each call pays a microsecond or
+    /// two for them, in every process that uses the library
+    Alloc,
 }
 
 /// Where the profile goes, instead of text on standard output. `-` is standard output.

@@ -6,8 +6,9 @@
 //! Threshold: a hundred look-ups a second, more than half of which find nothing. A cache that pays has
 //! a ratio of 0.8 and more; between the two lie caches of large sets that still save work.
 //!
-//! Bound: the time of the look-ups in vain. What it costs to get the value elsewhere is more, and not
-//! known; the finding is told for that even where the bound is little.
+//! Bound: the time of the look-ups in vain and, at a client, of the statements that were asked about as often
+//! as look-ups found nothing: those get the value elsewhere, and keep it. What else it costs to get the
+//! value is not known; the finding is told for that even where the bound is little.
 //!
 //! Cannot be known: whether it is used as a cache. Locks, counters, queues and "have I seen this?" find
 //! nothing in good health.
@@ -28,6 +29,8 @@ thresholds! {
     min_hit_ratio: Share = Share(0.5),
 }
 
+/// Statements asked as often as look-ups find nothing, within this part of it, follow from that.
+const AS_OFTEN: u64 = 4;
 /// Below this it hardly ever helps.
 const HOPELESS_RATIO: f64 = 0.10;
 
@@ -37,9 +40,10 @@ pub const EXPLAIN: Explain = Explain {
         ("hit_ratio", "part of the look-ups that found something"),
         ("hits", "look-ups that found something, a second"),
         ("misses", "look-ups that found nothing, a second"),
+        ("time_in_vain", "time of the latter, a second"),
         (
-            "time_in_vain",
-            "time of the latter, a second; what it costs to get the values elsewhere is not in it",
+            "time_elsewhere",
+            "time of the statements asked as often as look-ups find nothing, a second: to get the values elsewhere, and to keep them",
         ),
     ],
     next: "Compare the keys asked for (`statements`, with hits and misses of each) with those that are set, and with expiry and eviction on the server. Where nothing is to be found on purpose (locks, sets of what was seen), leave the rule out or set its threshold.",
@@ -70,9 +74,16 @@ fn candidate(view: &View, ends: Ends, rows: &[&StatementRow]) -> Option<Candidat
     let client = is_client(ends.0);
     let in_vain =
         |row: &&StatementRow| in_hand_ns(row) as f64 * ratio(row.misses, row.hits + row.misses);
-    let bound_ns = rows.iter().map(in_vain).sum::<f64>() as u64;
+    let vain_ns = rows.iter().map(in_vain).sum::<f64>() as u64;
+    let elsewhere: Vec<&StatementRow> = match client {
+        true => asked_elsewhere(view, misses).collect(),
+        false => Vec::new(),
+    };
+    let elsewhere_ns: u64 = elsewhere.iter().map(|row| in_hand_ns(row)).sum();
     let stake = if client { asking } else { working };
-    let mut found = statements::between(view, ends, bound_ns, stake);
+    let mut found = statements::between(view, ends, vain_ns + elsewhere_ns, stake);
+    found.brings = elsewhere.iter().map(|row| row.peer.clone()).collect();
+    found.brings.extend(found.server.clone());
     found.always = Some(match hit_ratio {
         r if r < HOPELESS_RATIO => Level::Medium,
         _ => Level::Low,
@@ -92,9 +103,10 @@ fn candidate(view: &View, ends: Ends, rows: &[&StatementRow]) -> Option<Candidat
         evidence("hit_ratio", hit_ratio, "ratio", hits + misses),
         evidence("hits", view.per_s(hits) as f64, "1/s", hits),
         evidence("misses", view.per_s(misses) as f64, "1/s", misses),
+        evidence("time_in_vain", view.per_s(vain_ns) as f64, "ns/s", misses),
         evidence(
-            "time_in_vain",
-            view.per_s(found.bound_ns) as f64,
+            "time_elsewhere",
+            view.per_s(elsewhere_ns) as f64,
             "ns/s",
             misses,
         ),
@@ -107,6 +119,15 @@ fn candidate(view: &View, ends: Ends, rows: &[&StatementRow]) -> Option<Candidat
     .map(str::to_owned)
     .to_vec();
     Some(found)
+}
+
+/// What a client asks about as often as its look-ups find nothing, here or elsewhere.
+fn asked_elsewhere<'a>(view: &View<'a>, misses: u64) -> impl Iterator<Item = &'a StatementRow> {
+    view.statements().filter(move |row| {
+        is_client(&row.role)
+            && row.hits + row.misses == 0
+            && row.count.abs_diff(misses) <= misses / AS_OFTEN
+    })
 }
 
 #[cfg(test)]
@@ -145,6 +166,18 @@ mod tests {
             find(&View::new(&looking_up(50, 1_950)))[0].always,
             Some(Level::Medium)
         );
+    }
+
+    #[test]
+    fn what_is_asked_elsewhere_as_often_is_what_a_miss_costs() {
+        let mut report = looking_up(0, 100);
+        let fetch = asked("SELECT total FROM t WHERE id = ?", 90, 3_000_000);
+        let other = asked("SELECT now()", 10, 9_000_000);
+        let rows = &mut report.statements.as_mut().unwrap().statements;
+        rows.extend([fetch.clone(), other]);
+        let found = find(&View::new(&report));
+        assert_eq!(found[0].bound_ns, 100 * 100_000 + 90 * 3_000_000);
+        assert_eq!(found[0].brings, [fetch.peer, "10.0.0.9:6379".to_owned()]);
     }
 
     #[test]

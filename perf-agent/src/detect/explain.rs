@@ -14,7 +14,8 @@ pub struct Explain {
 impl Explain {
     /// What a figure of evidence means.
     pub fn number(&self, name: &str) -> Option<&'static str> {
-        let found = self.numbers.iter().find(|(known, _)| *known == name);
+        let all = self.numbers.iter().chain(super::causes::NUMBERS);
+        let found = { all }.find(|(known, _)| *known == name);
         found.map(|(_, meaning)| *meaning)
     }
 }

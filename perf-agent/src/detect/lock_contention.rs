@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::view::{View, class, mean, own_function, ratio};
-use super::{Candidate, Explain, evidence, top_stacks};
+use super::{Candidate, Explain, evidence, gil, top_stacks};
 use crate::model::{Detail, Lock, Site, ThreadLedger};
 use crate::sink::units;
 
@@ -42,10 +42,10 @@ pub fn find(view: &View) -> Vec<Candidate> {
     let mut groups: Vec<(String, Group)> = groups(view).into_iter().collect();
     groups.sort_by_key(|b| std::cmp::Reverse(b.1.wait_ns));
     groups.truncate(MAX_GROUPS);
-    groups
+    let of_groups = groups
         .into_iter()
-        .map(|(key, group)| candidate(view, key, &group))
-        .collect()
+        .map(|(key, group)| candidate(view, key, &group));
+    gil::find(view).into_iter().chain(of_groups).collect()
 }
 
 fn is_lock(class: &str) -> bool {
@@ -56,7 +56,7 @@ fn groups<'a>(view: &View<'a>) -> BTreeMap<String, Group<'a>> {
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     // Where several places wait for one lock, it belongs to the place that waits most.
     let mut owner: BTreeMap<&str, (String, u64)> = BTreeMap::new();
-    for site in view.sites(is_lock) {
+    for site in view.sites(is_lock).filter(|site| !gil::is_wait(site)) {
         let function = own_function(site);
         let key = function.clone().unwrap_or_else(|| fallback_key(site));
         if let Some(Detail::Futex { address }) = &site.detail {
@@ -152,6 +152,7 @@ fn candidate(view: &View, key: String, group: &Group) -> Candidate {
         (None, 0) => 0.5,
         (None, _) => 0.75,
     };
+    found.holder = holder.as_ref().map(|holder| holder.tid);
     found.evidence = figures(view, group, wait_ns, waits, holder.as_ref());
     found.recommendations = recommendations(view, holder.as_ref());
     found.stacks = top_stacks(group.sites.iter().copied());

@@ -2,17 +2,22 @@
 //!
 //! A rule is one file here and one entry in [`RULES`]. It proposes [`Candidate`]s; what is the same
 //! for all of them happens here: the floor (`min_gain`), the impact, the stable id, the order, and
-//! what became of findings from window to window.
+//! what became of findings from window to window; in [`causes`], which of them follow from others.
 
 mod cache_misses;
+mod causes;
 mod chatty;
 mod connection_churn;
 mod cpu_bound;
+mod detector;
 mod disk_wait;
 mod error_storm;
 pub mod explain;
+mod gil;
+mod gpu_wait;
 mod idle_in_transaction;
 mod lock_contention;
+mod memory_growth;
 mod n_plus_one;
 mod network_wait;
 mod page_faults;
@@ -32,13 +37,12 @@ mod view;
 
 use std::collections::BTreeMap;
 
-use crate::hash::fnv1a;
-use crate::model::{Evidence, Finding, Level, Site, State, WindowReport};
+use crate::model::{Evidence, Finding, Growth, Level, Site};
 use explain::Explain;
-use settings::Settings;
 use view::View;
 
-pub(crate) use view::{hot_function, is_own};
+pub use detector::Detector;
+pub(crate) use view::{hot_function, in_fault, is_own, label};
 
 /// A rule: looks at one process in one window.
 pub struct Rule {
@@ -75,6 +79,16 @@ pub const RULES: &[Rule] = &[
         name: "page_faults",
         find: page_faults::find,
         explain: page_faults::EXPLAIN,
+    },
+    Rule {
+        name: "gpu_wait",
+        find: gpu_wait::find,
+        explain: gpu_wait::EXPLAIN,
+    },
+    Rule {
+        name: "memory_growth",
+        find: memory_growth::find,
+        explain: memory_growth::EXPLAIN,
     },
     Rule {
         name: "network_wait",
@@ -154,9 +168,6 @@ pub const DATABASE_SPECIALIST: &str = "database-specialist";
 /// All of them.
 pub const DELEGATES: &[&str] = &[PERFORMANCE_ENGINEER, DATABASE_SPECIALIST, "ml-orchestrator"];
 
-/// Windows shorter than this are not judged: a burst in the last few milliseconds of a trace would
-/// read as a saturated process.
-const MIN_WINDOW_NS: u64 = 50_000_000;
 /// Stacks shown with a finding.
 const MAX_STACKS: usize = 3;
 
@@ -181,6 +192,12 @@ struct Candidate {
     always: Option<Level>,
     /// The peer whose waits it explains.
     peer: Option<String>,
+    /// The peer that the target asks, of what is said about asking it.
+    server: Option<String>,
+    /// Peers that are asked because of it.
+    brings: Vec<String>,
+    /// Of a lock: the thread that let go of it most.
+    holder: Option<u32>,
     effort: Level,
     confidence: f64,
     /// Keeps a finding that is there already, and begins none.
@@ -188,6 +205,8 @@ struct Candidate {
     evidence: Vec<Evidence>,
     recommendations: Vec<String>,
     stacks: Vec<Site>,
+    growth: Vec<Growth>,
+    exhausted_in_ns: Option<u64>,
 }
 
 impl Candidate {
@@ -205,12 +224,17 @@ impl Candidate {
             impact_cap: Level::High,
             always: None,
             peer: None,
+            server: None,
+            brings: Vec::new(),
+            holder: None,
             effort: Level::Medium,
             confidence: 0.5,
             only_if_known: false,
             evidence: Vec::new(),
             recommendations: Vec::new(),
             stacks: Vec::new(),
+            growth: Vec::new(),
+            exhausted_in_ns: None,
         }
     }
 
@@ -286,174 +310,24 @@ fn impact(bound_ns: u64, wall_ns: u64, lifetime_ns: u64, share: f64) -> Level {
     }
 }
 
+/// What is used up within this time comes before everything that only takes time.
+const URGENT_NS: u64 = 3_600_000_000_000;
+
 /// What a fix is worth: gain × confidence ÷ effort. Findings are ordered by it.
+///
+/// Of a process that is about to be killed for want of memory the time a fix saves says nothing, and
+/// would put it last: what is used up within the hour goes first, the soonest before the others.
 pub fn score(finding: &Finding) -> f64 {
+    if let Some(left_ns) = finding.exhausted_in_ns.filter(|ns| *ns < URGENT_NS) {
+        // More than any gain: a second a second of a million threads is 1e15.
+        return 1e18 * (2.0 - left_ns as f64 / URGENT_NS as f64);
+    }
     let effort = match finding.effort {
         Level::Low => 1.0,
         Level::Medium => 2.0,
         Level::High => 4.0,
     };
     finding.gain_bound_ns_per_s as f64 * finding.confidence / effort
-}
-
-/// A finding of an earlier window.
-struct Known {
-    finding: Finding,
-    absent: u32,
-}
-
-/// Applies the rules, window by window.
-#[derive(Default)]
-pub struct Detector {
-    delegates: BTreeMap<String, String>,
-    settings: Settings,
-    known: BTreeMap<(u32, String), Known>,
-}
-
-impl Detector {
-    pub fn new() -> Self {
-        Detector::default()
-    }
-
-    /// Findings for a delegate go to somebody else, by name.
-    pub fn with_delegates(delegates: impl IntoIterator<Item = (String, String)>) -> Self {
-        Detector {
-            delegates: delegates.into_iter().collect(),
-            ..Detector::default()
-        }
-    }
-
-    /// With thresholds and targets of the user's.
-    pub fn with_settings(mut self, settings: Settings) -> Self {
-        self.settings = settings;
-        self
-    }
-
-    /// The findings of a window, those worth most first, then the resolved ones.
-    pub fn window(&mut self, report: &WindowReport) -> Vec<Finding> {
-        if report.coverage.window.length_ns() < MIN_WINDOW_NS {
-            return Vec::new();
-        }
-        let mut findings = BTreeMap::new();
-        for process in &report.processes {
-            let view = View::with(process, &self.settings);
-            let off = |rule: &&Rule| self.settings.off.iter().any(|off| off.0 == rule.name);
-            let found = RULES
-                .iter()
-                .filter(|rule| !off(rule))
-                .flat_map(|rule| (rule.find)(&view).into_iter().map(move |c| (rule, c)));
-            for (rule, candidate) in without_what_others_explain(&view, found.collect()) {
-                self.keep(rule, &view, candidate, &mut findings);
-            }
-        }
-        let resolved = self.age(report, &findings);
-        let mut findings: Vec<Finding> = findings.into_values().collect();
-        findings.sort_by(|a, b| score(b).total_cmp(&score(a)));
-        findings.extend(resolved);
-        findings
-    }
-
-    /// Turns a candidate above the floor into a finding. Of two with one id the larger stays.
-    fn keep(
-        &self,
-        rule: &Rule,
-        view: &View,
-        candidate: Candidate,
-        findings: &mut BTreeMap<(u32, String), Finding>,
-    ) {
-        let wall_ns = view.wall_ns();
-        let least_ns = self.settings.general.min_gain.0 * wall_ns as f64;
-        let pays = candidate.bound_ns > 0 && candidate.bound_ns as f64 >= least_ns;
-        if wall_ns == 0 || !pays && candidate.always.is_none() {
-            return;
-        }
-        let who = view.who().clone();
-        let hash = fnv1a(&[rule.name, &who.comm, &candidate.key]);
-        let key = (who.pid, format!("{hash:016x}"));
-        let known = self.known.get(&key);
-        if candidate.only_if_known && known.is_none() {
-            return;
-        }
-        let bound = view.per_s(candidate.bound_ns);
-        if findings
-            .get(&key)
-            .is_some_and(|other| other.gain_bound_ns_per_s >= bound)
-        {
-            return;
-        }
-        let finding = Finding {
-            stamp: view.ledger.stamp.clone(),
-            window: view.ledger.window,
-            id: key.1.clone(),
-            category: rule.name.to_owned(),
-            area: candidate.area.to_owned(),
-            impact: candidate.impact(view),
-            effort: candidate.effort,
-            confidence: (candidate.confidence * 100.0).round().clamp(0.0, 100.0) / 100.0,
-            delegate_to: self
-                .delegates
-                .get(candidate.delegate)
-                .map_or(candidate.delegate, String::as_str)
-                .to_owned(),
-            subject: candidate.subject,
-            title: candidate.title,
-            evidence: candidate.evidence,
-            gain_bound_ns_per_s: bound,
-            recommendations: candidate.recommendations,
-            state: match known {
-                Some(_) => State::Ongoing,
-                None => State::New,
-            },
-            since: known
-                .map_or(&view.ledger.stamp.ts, |k| &k.finding.since)
-                .clone(),
-            stacks: candidate.stacks,
-            who,
-        };
-        findings.insert(key, finding);
-    }
-
-    /// Remembers this window's findings and returns those that have been gone long enough.
-    fn age(
-        &mut self,
-        report: &WindowReport,
-        findings: &BTreeMap<(u32, String), Finding>,
-    ) -> Vec<Finding> {
-        let resolved_after = self.settings.general.resolved_after;
-        let mut resolved = Vec::new();
-        self.known.retain(|key, known| {
-            if findings.contains_key(key) {
-                return true;
-            }
-            known.absent += 1;
-            if known.absent < resolved_after {
-                return true;
-            }
-            let mut finding = known.finding.clone();
-            finding.stamp = report.coverage.stamp.clone();
-            finding.window = report.coverage.window;
-            finding.state = State::Resolved;
-            // Lines speak of their own window, and in this one there is nothing to gain.
-            finding.gain_bound_ns_per_s = 0;
-            let windows = u64::from(known.absent);
-            finding.evidence = vec![evidence(
-                "windows_without_it",
-                windows as f64,
-                "count",
-                windows,
-            )];
-            finding.stacks.clear();
-            resolved.push(finding);
-            false
-        });
-        for (key, finding) in findings {
-            // The stacks are large, and a resolved finding has none.
-            let mut finding = finding.clone();
-            finding.stacks.clear();
-            self.known.insert(key.clone(), Known { finding, absent: 0 });
-        }
-        resolved
-    }
 }
 
 #[cfg(test)]

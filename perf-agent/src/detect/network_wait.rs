@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::services::{self, API, DATABASE, Service};
+use super::services::{self, API, DATABASE, SYSTEM, Service};
 use super::settings::{Time, thresholds};
 use super::view::{View, class, mean, net, ratio};
 use super::{Candidate, Explain, evidence, statements, top_stacks};
@@ -108,6 +108,7 @@ fn candidate(view: &View, waits: &Waits) -> Candidate {
     let share = view.share_of(net) * ratio(wait_ns, total_ns);
     let mut found = Candidate::new(&waits.peer, wait_ns, share);
     found.peer = Some(waits.peer.clone());
+    found.server = Some(waits.peer.clone());
     let sending = mostly(waits, "net.send");
     let connecting = mostly(waits, "net.connect");
     let long_ns = view.settings.rules.network_wait.long_wait.0;
@@ -215,6 +216,10 @@ fn recommendations(view: &View, waits: &Waits, connecting: bool, sending: bool) 
             Some(DATABASE) => {
                 out.push("Find the statements behind these waits on the server: slow ones by total time, and ones repeated per row (N+1)".to_owned());
                 out.push("Fetch in batches or joins; add the missing index".to_owned());
+            }
+            Some(SYSTEM) => {
+                out.push("Keep addresses for as long as they may be kept, or connections open: a cache of names on this host (systemd-resolved, dnsmasq, nscd)".to_owned());
+                out.push("See how many names are tried for one (`search` and `ndots` in /etc/resolv.conf; a final dot ends that), and whether the first resolver answers at all".to_owned());
             }
             Some(_) => {
                 out.push(

@@ -1,6 +1,6 @@
 //! Page faults: threads asleep until a page is read back, and CPU time spent on mapping fresh ones.
 
-use super::view::{View, class, cpu, mean, ratio};
+use super::view::{View, class, cpu, in_fault, mean, own_function, ratio};
 use super::{Candidate, Explain, evidence, top_stacks};
 use crate::model::Level;
 use crate::sink::units;
@@ -48,11 +48,22 @@ pub fn find(view: &View) -> Vec<Candidate> {
     // Time asleep is measured; so is the CPU time where enough samples fell, else it is an estimate.
     let of_cpu = if measured.is_some() { 0.75 } else { 0.5 };
     found.confidence = 0.85 * blocked_share + of_cpu * (1.0 - blocked_share);
+    found.stacks = top_stacks(match stalls {
+        true => view.sites(|class| class == "fault").collect::<Vec<_>>(),
+        false => view
+            .sites(|class| class == "cpu.kernel")
+            .filter(|site| in_fault(site))
+            .collect(),
+    });
+    let mostly = match found.stacks.first().and_then(own_function) {
+        Some(function) => format!(", most of it in `{function}`"),
+        None => String::new(),
+    };
     let (minor, major) = (view.per_s(faults.minor), view.per_s(faults.major));
     if stalls {
         found.subject = "page-fault stalls".to_owned();
         found.title = format!(
-            "Threads sleep {} in page faults ({} major faults a second)",
+            "Threads sleep {} in page faults ({} major faults a second){mostly}",
             units::duration_per_s(view.per_s(blocked_ns)),
             units::count(major),
         );
@@ -66,7 +77,7 @@ pub fn find(view: &View) -> Vec<Candidate> {
         found.subject = "minor page faults".to_owned();
         found.impact_cap = view.cpu_impact_cap().min(Level::Medium);
         found.title = format!(
-            "Takes {} minor page faults a second: memory is mapped afresh over and over",
+            "Takes {} minor page faults a second{mostly}: memory is mapped afresh over and over",
             units::count(minor),
         );
         found.recommendations = lines(&[
@@ -92,7 +103,6 @@ pub fn find(view: &View) -> Vec<Candidate> {
             None => evidence("cpu_bound", view.per_s(cpu_ns) as f64, "ns/s", faults.minor),
         },
     ];
-    found.stacks = top_stacks(view.sites(|class| class == "fault"));
     vec![found]
 }
 
@@ -103,7 +113,7 @@ fn lines(texts: &[&str]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{latency, report, thread};
+    use crate::fixtures::{frame, latency, report, site, thread};
     use crate::model::{Faults, Latency};
 
     #[test]
@@ -159,6 +169,31 @@ mod tests {
         assert_eq!(find(&View::new(&report))[0].bound_ns, 300_000_000);
         report.ledger.faults.cpu_samples = 3;
         assert_eq!(find(&View::new(&report))[0].bound_ns, 200_000_000);
+    }
+
+    #[test]
+    fn the_stacks_are_of_the_faults_and_the_largest_names_the_function() {
+        let kernel = |function: &str, entry: &str, ns| {
+            let mut site = site("cpu.kernel", "", 10, ns, None);
+            site.user_stack = vec![frame(function, "/usr/bin/app")];
+            site.kernel_stack = vec![frame("work", "[kernel]"), frame(entry, "[kernel]")];
+            site
+        };
+        let times = [("cpu.user", 200_000_000), ("cpu.kernel", 800_000_000)];
+        let mut report = report("app", vec![thread(1, &times)]);
+        report.ledger.faults.minor = 100_000;
+        report.profile.sites = vec![
+            kernel("app::send", "do_syscall_64", 500_000_000),
+            kernel("app::map", "asm_exc_page_fault", 100_000_000),
+            kernel("app::fill", "handle_mm_fault", 200_000_000),
+        ];
+        let found = find(&View::new(&report));
+        assert_eq!(found[0].stacks.len(), 2);
+        assert_eq!(
+            found[0].title,
+            "Takes 100 k minor page faults a second, most of it in `app::fill`: memory is mapped \
+             afresh over and over"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::model::{Detail, Site};
 pub const DATABASE: &str = "database_performance";
 pub const CACHING: &str = "caching";
 pub const API: &str = "api_response";
+pub const SYSTEM: &str = "system_bottleneck";
 
 /// What a peer is.
 pub struct Service {
@@ -41,6 +42,10 @@ const SERVICES: &[Service] = &[
     database("Oracle", "", &[1521], ""),
     database("ClickHouse", "", &[9000, 8123], ""),
     database("Elasticsearch", "", &[9200], ""),
+    Service {
+        area: SYSTEM,
+        ..database("DNS", "", &[53], "")
+    },
     Service {
         area: API,
         ..eventful("HTTP", "http", &[], "")
@@ -83,7 +88,7 @@ impl Service {
     /// Who acts on what is found about it.
     pub fn delegate(&self) -> &'static str {
         match self.area {
-            API => PERFORMANCE_ENGINEER,
+            API | SYSTEM => PERFORMANCE_ENGINEER,
             _ => DATABASE_SPECIALIST,
         }
     }
@@ -138,6 +143,7 @@ mod tests {
             (peer("10.0.0.5", 3306), Some("MySQL")),
             (peer("[::1]", 6379), Some("Redis")),
             (peer("10.0.0.5", 11211), Some("memcached")),
+            (peer("127.0.0.53", 53), Some("DNS")),
             (unix("/run/postgresql/.s.PGSQL.5432"), Some("PostgreSQL")),
             (unix("/run/mysql.sock"), Some("MySQL")),
             (unix("/run/redis/redis.sock"), Some("Redis")),

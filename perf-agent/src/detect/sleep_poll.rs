@@ -59,9 +59,11 @@ pub fn find(view: &View) -> Vec<Candidate> {
     found
 }
 
-/// All that is neither sleep nor waiting for work.
+/// All that is neither sleep nor waiting for work. Nor is waiting for a lock work that a sleep is in the
+/// way of: threads that sleep while they hold one sleep on behalf of those that wait for it, and it is
+/// the lock that is told of.
 fn work(classes: &Classes) -> u64 {
-    let waits = ["runq", "lock", "disk", "fault", "ipc", "gpu"];
+    let waits = ["runq", "disk", "fault", "ipc", "gpu"];
     let waited: u64 = waits.iter().map(|name| class(classes, name)).sum();
     cpu(classes) + net(classes) + waited
 }

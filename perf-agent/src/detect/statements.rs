@@ -158,6 +158,7 @@ pub fn between(
         (found.area, found.delegate) = (service.area, service.delegate());
     }
     if is_client(role) {
+        found.server = Some(peer.to_owned());
         found.stacks = top_stacks(view.sites(is_net).filter(|site| waits_for(site, peer)));
     }
     found

@@ -1,12 +1,14 @@
 //! The rules together: order, states, ids, and what must not be said.
 
 mod any;
+mod stories;
 
 use super::*;
 use crate::fixtures::{
     self, asked, asking_report, latency, report, row, site, syscalls, thread, window_report,
 };
-use crate::model::{Detail, Latency, Lock, ProcessReport, StatementRow, Waker};
+use crate::hash::fnv1a;
+use crate::model::{Detail, Latency, Lock, ProcessReport, State, StatementRow, Waker};
 
 const MS: u64 = 1_000_000;
 
@@ -61,7 +63,10 @@ fn every_rule_is_registered() {
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         assert!(
             [
+                "causes",
+                "detector",
                 "explain",
+                "gil",
                 "mod",
                 "services",
                 "settings",

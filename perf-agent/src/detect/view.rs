@@ -82,6 +82,19 @@ const POLLS: &[&str] = &[
     "pselect6",
 ];
 
+/// Where the kernel enters a page fault, by architecture (x86-64, arm64) and what both call next
+/// (`arch/*/mm/fault.c`, `mm/memory.c`).
+const FAULT_ENTRIES: &[&str] = &[
+    "asm_exc_page_fault",
+    "exc_page_fault",
+    "do_user_addr_fault",
+    "el0_da",
+    "el0_ia",
+    "do_mem_abort",
+    "do_page_fault",
+    "handle_mm_fault",
+];
+
 /// A thread counts as one the process rests on when it lived this share of the window.
 const MIN_LIFETIME_SHARE: f64 = 0.5;
 
@@ -248,7 +261,18 @@ pub fn mean(sum: u64, count: u64) -> u64 {
 
 /// The innermost function of the program's own code: past libc, the vdso and the language runtime.
 pub fn own_function(site: &Site) -> Option<String> {
-    site.user_stack.iter().find(|f| is_own(f)).map(label)
+    innermost_own(&site.user_stack)
+}
+
+/// As [`own_function`], of the frames of user code.
+pub fn innermost_own(user_stack: &[Frame]) -> Option<String> {
+    user_stack.iter().find(|f| is_own(f)).map(label)
+}
+
+/// Whether the kernel was at work on a page fault.
+pub fn in_fault(site: &Site) -> bool {
+    let is_entry = |f: &Frame| FAULT_ENTRIES.contains(&f.name.as_str());
+    site.kernel_stack.iter().any(is_entry)
 }
 
 /// The function a CPU sample is put down to: the program's own, else whatever is innermost.
@@ -290,7 +314,7 @@ fn is_python_library(module: &str) -> bool {
 }
 
 /// A function's name without the hash that changes with each build.
-fn label(frame: &Frame) -> String {
+pub fn label(frame: &Frame) -> String {
     match frame.name.rsplit_once("::h") {
         Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
             name.to_owned()

@@ -3,6 +3,7 @@
 
 mod hook_cost;
 mod map_reads;
+mod memory;
 mod proc_facts;
 mod seeding;
 
@@ -79,8 +80,13 @@ pub struct Live {
     connections: Connections,
     /// Connections that ended; told of once the data before their end was taken.
     closed: Vec<Connection>,
-    /// Processes that began or changed their program since OpenSSL was looked for.
+    /// Processes that began or changed their program since functions to probe were looked for.
     unprobed: HashSet<u32>,
+    growth: memory::Watch,
+    /// Allocations are sampled.
+    allocations: bool,
+    /// Processes that ended or changed their program in this window.
+    gone: HashSet<u32>,
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC: the clock of `bpf_ktime_get_ns`.
@@ -151,6 +157,9 @@ impl Live {
             connections: Connections::new(decode),
             closed: Vec::new(),
             unprobed: HashSet::new(),
+            growth: memory::Watch::default(),
+            allocations: options.allocations.is_some(),
+            gone: HashSet::new(),
         };
         live.connections.preexisting(sockets_before);
         (start.realtime_ns, start.monotonic_ns) = (clock_ns(libc::CLOCK_REALTIME), monotonic_ns());
@@ -163,13 +172,14 @@ impl Live {
             }
         }
         if let Some(program) = &options.command
-            && live.kernel.probe_tls_of_command(program)
+            && live.kernel.probe_command(program)
         {
             live.connections.tls_since(monotonic_ns());
         }
         for pid in targets {
-            live.probe_tls(*pid);
+            live.probe(*pid);
         }
+        live.read_memory()?;
         live.start(start);
         live.count_bpf_time();
         Ok(live)
@@ -181,12 +191,12 @@ impl Live {
         start.kernel = host::kernel_release();
         start.arch = std::env::consts::ARCH.to_owned();
         start.cpus = aya::util::online_cpus().map_or(0, |c| c.len() as u32);
-        let tls = self.kernel.tls_state();
+        let uprobes = self.kernel.uprobe_states();
         start.signals = self
             .kernel
             .signals
             .iter()
-            .chain([&tls])
+            .chain(&uprobes)
             .map(|s| (s.name.clone(), s.on, s.reason.clone()))
             .collect();
         self.frames.insert(0, Frame::Fact(Fact::Start(start)));
@@ -234,9 +244,10 @@ impl Live {
         std::mem::take(&mut self.frames)
     }
 
-    /// Probes OpenSSL where a process has it mapped; connections that were there are joined late.
-    fn probe_tls(&mut self, pid: u32) {
-        if self.kernel.probe_tls(pid) {
+    /// Probes OpenSSL and allocators where a process has them mapped; connections that were there are
+    /// joined late.
+    fn probe(&mut self, pid: u32) {
+        if self.kernel.probe(pid) {
             self.connections.tls_since(monotonic_ns());
         }
     }
@@ -247,7 +258,7 @@ impl Live {
         self.kernel.drain_debug_log();
         self.poll_events();
         for pid in std::mem::take(&mut self.unprobed) {
-            self.probe_tls(pid);
+            self.probe(pid);
         }
         let taken = self.poll_data();
         for connection in std::mem::take(&mut self.closed) {
@@ -311,6 +322,7 @@ impl Live {
             Some(Record::Exited(r)) => self.thread_ended(r.thread.tgid, r.thread.tid),
             Some(Record::Exec(r)) => {
                 self.unprobed.insert(r.tgid);
+                self.gone.insert(r.tgid);
                 self.stacks.forget(r.tgid);
                 self.tell_unwinder(Request::Executed(r.tgid));
                 let process = self.process(r.tgid);
@@ -358,8 +370,11 @@ impl Live {
 
     fn process_ended(&mut self, pid: u32) {
         self.processes.remove(&pid);
+        self.gone.insert(pid);
         self.stacks.forget(pid);
         self.tell_unwinder(Request::Ended(pid));
+        // Of most that came and went there is none.
+        let _ = self.kernel.maps.resident.delete(&pid.to_ne_bytes());
         if self.slots.has(pid) {
             // What it did since the last window: nobody asks for its slot again.
             let slot = self.slots.give(pid);
@@ -419,12 +434,14 @@ impl Live {
         self.end_connections(end_ns)?;
         self.read_proc(&threads);
         self.settle(end_ns);
+        self.read_memory()?;
         // A library may be loaded at any time.
         self.unprobed.extend(self.processes.keys());
         self.frames.push(Frame::Map(MapId::Threads, threads));
         let fact = self.window_fact(end_ns)?;
         self.frames.push(Frame::Fact(Fact::Window(Box::new(fact))));
         self.free_slots(end_ns)?;
+        self.forget_allocations()?;
         self.tell_unwinder(Request::Window);
         self.count_bpf_time();
         Ok(())

@@ -40,6 +40,8 @@ pub enum MapId {
     BlockIo = 6,
     /// Key: slot (u32); value: see [`crate::signals::histograms`].
     Histograms = 7,
+    Growth = 8,
+    Allocations = 9,
 }
 
 impl MapId {
@@ -54,6 +56,8 @@ impl MapId {
             SyscallErrors,
             BlockIo,
             Histograms,
+            Growth,
+            Allocations,
         ]
         .into_iter()
         .find(|id| *id as u8 == n)
@@ -79,6 +83,8 @@ pub enum Fact {
     Stack(StackFact),
     /// Path of a file somebody waited for.
     File(FileFact),
+    /// Memory of the processes, at the attach and at the end of each window.
+    Memory(MemoryFact),
     /// Name of a block device.
     Device {
         dev: u32,
@@ -181,6 +187,35 @@ pub struct FileFact {
     pub dev: u32,
     pub inode: u64,
     pub path: String,
+}
+
+/// Memory of the host and of the processes with histograms of their own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MemoryFact {
+    /// Growth was watched for the whole window.
+    pub watched: bool,
+    pub page_bytes: u64,
+    /// `MemTotal` and `MemAvailable` of `/proc/meminfo`.
+    pub total_bytes: u64,
+    pub available_bytes: u64,
+    pub processes: Vec<ProcessMemoryFact>,
+}
+
+/// Memory of a process, from `/proc/PID/status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProcessMemoryFact {
+    pub pid: u32,
+    pub resident_bytes: u64,
+    pub peak_bytes: u64,
+    pub anon_bytes: u64,
+    pub file_bytes: u64,
+    pub shmem_bytes: u64,
+    pub swap_bytes: u64,
+    pub data_bytes: u64,
+    /// The cgroup that is nearest to its limit, of the process's own and those above it: path, limit,
+    /// and what of it is in use and cannot be dropped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<(String, u64, u64)>,
 }
 
 /// Calls counted in one slice.

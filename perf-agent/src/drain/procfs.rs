@@ -119,6 +119,18 @@ pub fn cpu_stat(text: &str, key: &str) -> Option<u64> {
     })
 }
 
+/// A `Name:  VALUE kB` line of `/proc/PID/status` or `/proc/meminfo`, in bytes.
+pub fn kilobytes(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        if name != key {
+            return None;
+        }
+        let kilobytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kilobytes.checked_mul(1024)
+    })
+}
+
 /// The path of a process in a cgroup hierarchy, from `/proc/PID/cgroup`: the unified one, or the
 /// one of the controller `cpu` (version 1).
 pub fn cgroup_path<'a>(text: &'a str, controller: Option<&str>) -> Option<&'a str> {
@@ -193,6 +205,14 @@ mod tests {
         );
     }
 
+    #[test]
+    fn sizes_are_in_kilobytes_and_a_value_without_the_unit_is_none() {
+        let text = "VmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\nThreads:\t4\n";
+        assert_eq!(kilobytes(text, "VmRSS"), Some(1 << 20));
+        assert_eq!(kilobytes(text, "Threads"), None);
+        assert_eq!(kilobytes(text, "Vm"), None);
+    }
+
     proptest! {
         #[test]
         fn no_text_makes_a_parser_panic(text in "(?s).{0,300}", digits in "[0-9a-fx :().\n-]{0,300}") {
@@ -203,6 +223,7 @@ mod tests {
                 let _ = inet_sockets(text);
                 let _ = named_unix_sockets(text);
                 let _ = cpu_stat(text, "nr_periods");
+                let _ = kilobytes(text, "a");
                 let _ = cgroup_path(text, Some("cpu"));
             }
         }

@@ -4,7 +4,7 @@
 //! window has none, so its place is read here: race-free, because the caller checks afterwards that
 //! the thread still had no event.
 
-use std::{collections::HashMap, fs};
+use std::{collections::HashMap, fs, os::unix::fs::FileTypeExt as _};
 
 use perf_ebpf_common::{Blocked, class, classify, fd, sys, task_state};
 
@@ -127,8 +127,15 @@ pub fn class_of(pid: u32, tid: u32, kinds: &[u8], sockets: &Sockets) -> Option<S
             .map(|p| p.to_string_lossy().into_owned())
             .unwrap_or_default()
     };
+    let is_fifo = |fd: u64| {
+        fs::metadata(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|m| m.file_type().is_fifo())
+    };
     Some(resolve(tid, state, call, kinds, |fd| {
-        fd_kind(&link(fd), sockets)
+        match fd_kind(&link(fd), sockets) {
+            // A pipe with a name is called by it.
+            fd::FILE if is_fifo(fd) => fd::PIPE,
+            kind => kind,
+        }
     }))
 }
 

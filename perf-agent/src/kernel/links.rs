@@ -50,22 +50,21 @@ impl Program {
             need,
         }
     }
+
+    pub fn is_uprobe(&self) -> bool {
+        [TLS, ALLOCATIONS].contains(&self.signal)
+    }
 }
 
 /// Frequency of the CPU clock: 99 and not 100, so that it does not beat with periodic work.
 pub const SAMPLE_HZ: u64 = 99;
 
-/// Signal whose programs are uprobes: attached by file, see [`super::uprobes`].
+/// Signals whose programs are uprobes: attached by file, see [`super::uprobes`].
 pub const TLS: &str = "tls";
-pub const UPROBES: [&str; 5] = [
-    "tls_read",
-    "tls_read_ex",
-    "tls_write",
-    "tls_write_ex",
-    "tls_return",
-];
+pub const ALLOCATIONS: &str = "allocations";
 
 const CPU_CLOCK: &str = "cpu_clock";
+const MEMORY_HOOK: &str = "rss_stat";
 const SYSCALL_HOOKS: [&str; 2] = ["sys_exit", "sys_enter"];
 /// The second stands for both: a kernel has them together or not at all.
 const SOCKETS_INSTEAD: &str = "sys_exit_sockets";
@@ -84,6 +83,7 @@ pub const PROGRAMS: &[Program] = &[
     Program::new("block_rq_insert", "block_io", Need::Signal),
     Program::new("block_rq_issue", "block_io", Need::Signal),
     Program::new("block_rq_complete", "block_io", Need::Signal),
+    Program::new(MEMORY_HOOK, "memory", Need::Signal),
     Program::new("tcp_destroy_sock", "sockets", Need::Detail),
     Program::new("tcp_retransmit_skb", "sockets", Need::Detail),
     Program::new("tcp_receive_reset", "sockets", Need::Detail),
@@ -94,11 +94,16 @@ pub const PROGRAMS: &[Program] = &[
         hook: "sys_exit",
         ..Program::new(SOCKETS_INSTEAD, "sockets", Need::Instead(SOCKET_HOOKS[1]))
     },
-    Program::new(UPROBES[0], TLS, Need::Detail),
-    Program::new(UPROBES[1], TLS, Need::Detail),
-    Program::new(UPROBES[2], TLS, Need::Detail),
-    Program::new(UPROBES[3], TLS, Need::Detail),
-    Program::new(UPROBES[4], TLS, Need::Detail),
+    Program::new("tls_read", TLS, Need::Detail),
+    Program::new("tls_read_ex", TLS, Need::Detail),
+    Program::new("tls_write", TLS, Need::Detail),
+    Program::new("tls_write_ex", TLS, Need::Detail),
+    Program::new("tls_return", TLS, Need::Detail),
+    Program::new("alloc_malloc", ALLOCATIONS, Need::Detail),
+    Program::new("alloc_calloc", ALLOCATIONS, Need::Detail),
+    Program::new("alloc_realloc", ALLOCATIONS, Need::Detail),
+    Program::new("alloc_free", ALLOCATIONS, Need::Detail),
+    Program::new("alloc_return", ALLOCATIONS, Need::Detail),
     Program::new("sys_enter", "syscalls", Need::Signal),
     Program::new("sys_exit", "syscalls", Need::Signal),
 ];
@@ -112,19 +117,20 @@ pub struct Links {
 }
 
 impl Links {
-    /// Loads the programs but those of `without`, a signal that is not wanted. An optional one that is
-    /// refused is noted. One that stands in for another is only loaded where it is needed, unless
+    /// Loads the programs but those of `without`, the signals that are not wanted. An optional one that
+    /// is refused is noted. One that stands in for another is only loaded where it is needed, unless
     /// `every` one is asked for.
     pub fn load(
         &mut self,
         ebpf: &mut Ebpf,
         btf: &Btf,
-        without: Option<&'static str>,
+        without: &[&str],
         every: bool,
     ) -> Result<()> {
         for program in PROGRAMS.iter().filter(|p| off(p, without)) {
             let why = match program.signal {
                 TLS => "not asked for: --tls on reads what OpenSSL encrypts".to_owned(),
+                ALLOCATIONS => "not asked for: `profile --mode alloc` samples them".to_owned(),
                 signal => format!("off by --{signal} off"),
             };
             self.refused.insert(program.name, why);
@@ -178,7 +184,7 @@ impl Links {
     /// Attaches all but the system call hooks; says how each signal stands.
     pub fn attach_all(&mut self, ebpf: &mut Ebpf) -> Result<Vec<SignalState>> {
         for program in PROGRAMS {
-            if program.signal == TLS
+            if program.is_uprobe()
                 || SYSCALL_HOOKS.contains(&program.name)
                 || self.refused.contains_key(program.name)
             {
@@ -202,7 +208,7 @@ impl Links {
     fn states(&self) -> Vec<SignalState> {
         let mut states: Vec<SignalState> = Vec::new();
         for program in PROGRAMS {
-            if program.signal != TLS && !states.iter().any(|s| s.name == program.signal) {
+            if !program.is_uprobe() && !states.iter().any(|s| s.name == program.signal) {
                 states.push(self.state(program.signal));
             }
         }
@@ -214,10 +220,10 @@ impl Links {
         let (mut on, mut how, mut lacks) = (true, Vec::new(), Vec::new());
         for program in PROGRAMS.iter().filter(|p| p.signal == signal) {
             let Some(why) = self.refused.get(program.name) else {
-                how.push(if program.name == CPU_CLOCK {
-                    format!("cpu-clock on each CPU, {SAMPLE_HZ} Hz")
-                } else {
-                    format!("tp_btf/{}", program.hook)
+                how.push(match program.name {
+                    CPU_CLOCK => format!("cpu-clock on each CPU, {SAMPLE_HZ} Hz"),
+                    MEMORY_HOOK => format!("tp_btf/{MEMORY_HOOK} while a target grows"),
+                    _ => format!("tp_btf/{}", program.hook),
                 });
                 continue;
             };
@@ -289,19 +295,31 @@ impl Links {
     /// Attaches (exit first, so that no entry is left without its exit) or detaches the system call
     /// hooks.
     pub fn set_syscalls(&mut self, ebpf: &mut Ebpf, on: bool) -> Result<()> {
-        for name in SYSCALL_HOOKS {
-            if on {
-                if let Some(why) = self.refused.get(name) {
-                    bail!("{why}");
-                }
-                if !self.tracepoints.contains_key(name) {
-                    self.attach_tracepoint(ebpf, name)?;
-                }
-            } else if let Some(link) = self.tracepoints.remove(name) {
-                tracepoint(ebpf, name)?
-                    .detach(link)
-                    .with_context(|| format!("detaching {name}"))?;
+        SYSCALL_HOOKS
+            .into_iter()
+            .try_for_each(|name| self.set(ebpf, name, on))
+    }
+
+    /// Attaches or detaches the hook of memory growth; one that is refused stays so.
+    pub fn set_memory(&mut self, ebpf: &mut Ebpf, on: bool) -> Result<()> {
+        if self.refused.contains_key(MEMORY_HOOK) {
+            return Ok(());
+        }
+        self.set(ebpf, MEMORY_HOOK, on)
+    }
+
+    fn set(&mut self, ebpf: &mut Ebpf, name: &'static str, on: bool) -> Result<()> {
+        if on {
+            if let Some(why) = self.refused.get(name) {
+                bail!("{why}");
             }
+            if !self.tracepoints.contains_key(name) {
+                self.attach_tracepoint(ebpf, name)?;
+            }
+        } else if let Some(link) = self.tracepoints.remove(name) {
+            tracepoint(ebpf, name)?
+                .detach(link)
+                .with_context(|| format!("detaching {name}"))?;
         }
         Ok(())
     }
@@ -344,8 +362,8 @@ impl Links {
 }
 
 /// Whether a program goes with a signal that is not wanted; plaintext goes with the sockets.
-fn off(program: &Program, without: Option<&str>) -> bool {
-    without == Some(program.signal) || (program.signal == TLS && without == Some("sockets"))
+fn off(program: &Program, without: &[&str]) -> bool {
+    without.contains(&program.signal) || (program.signal == TLS && without.contains(&"sockets"))
 }
 
 fn tracepoint<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut BtfTracePoint> {
@@ -403,7 +421,7 @@ fn load_one(program: &mut aya::programs::Program, btf: &Btf, known: &Program) ->
         let program: &mut PerfEvent = program.try_into()?;
         return program.load().with_context(what);
     }
-    if known.signal == TLS {
+    if known.is_uprobe() {
         let program: &mut UProbe = program.try_into()?;
         return program.load().with_context(what);
     }

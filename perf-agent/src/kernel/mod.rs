@@ -6,9 +6,9 @@ mod debug_log;
 pub mod host;
 mod links;
 pub mod maps;
+mod probed;
 pub mod raw;
 pub mod tables;
-mod tls_functions;
 pub mod unwind;
 mod uprobe_cost;
 mod uprobes;
@@ -19,7 +19,10 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{Ebpf, EbpfLoader, maps::RingBuf, programs::ProgramError};
 use perf_ebpf_common::{
     offsets::{ABSENT, Need, Offsets},
-    signals::{control::Settings, sockets::CAPTURE_MAX, unwind::Block},
+    signals::{
+        allocations::DEFAULT_SAMPLE_BYTES, control::Settings, memory::Resident,
+        sockets::CAPTURE_MAX, unwind::Block,
+    },
 };
 
 pub use self::links::PROGRAMS;
@@ -52,6 +55,8 @@ pub struct LoadOptions {
     pub debug: bool,
     /// Probe OpenSSL.
     pub tls: bool,
+    /// Probe allocators, and sample an allocation for each so many bytes; a power of two.
+    pub allocations: Option<u32>,
     /// The target is a command of this host that is yet to begin, with this program: probe the host's
     /// OpenSSL, and what is linked into it.
     pub command: Option<PathBuf>,
@@ -73,6 +78,7 @@ impl Default for LoadOptions {
             unwind_bytes: 16 << 20,
             debug: false,
             tls: true,
+            allocations: None,
             command: None,
             every_program: false,
         }
@@ -91,7 +97,10 @@ pub struct Kernel {
     pub signals: Vec<SignalState>,
     pub cpus: usize,
     debug_log: Option<DebugLog>,
-    uprobes: Uprobes,
+    tls: Uprobes,
+    allocations: Uprobes,
+    /// Allocations are sampled.
+    sampled: bool,
 }
 
 impl Kernel {
@@ -130,7 +139,7 @@ impl Kernel {
         let settings = settings(options, &types, &offsets)?;
         let hooks: Vec<String> = PROGRAMS
             .iter()
-            .filter(|p| p.signal != links::TLS)
+            .filter(|p| !p.is_uprobe())
             .map(|p| format!("btf_trace_{}", p.hook))
             .collect();
         let btf = aya::Btf::parse(&types.typedefs_only(&hooks), aya::Endianness::default())
@@ -149,6 +158,9 @@ impl Kernel {
             .map_max_entries("connections", options.max_connections)
             .map_max_entries("protocols", options.max_connections)
             .map_max_entries("unwind_words", unwind_blocks(options))
+            .map_max_entries("allocations", of_allocations(options, 8192))
+            .map_max_entries("allocating", of_allocations(options, 1024))
+            .map_max_entries("live_allocations", of_allocations(options, 65536))
             .load(OBJECT)
             .context("creating the kernel maps")?;
         let mut maps = Maps::open(&ebpf)?;
@@ -170,16 +182,20 @@ impl Kernel {
             signals: Vec::new(),
             cpus,
             debug_log,
-            uprobes: Uprobes::default(),
+            tls: Uprobes::new(&probed::TLS),
+            allocations: Uprobes::new(&probed::ALLOCATIONS),
+            sampled: options.allocations.is_some(),
         };
-        let without = match (options.capture_bytes, options.tls) {
-            (0, _) => Some("sockets"),
-            (_, false) => Some(links::TLS),
-            (_, true) => None,
-        };
+        let wanted = [
+            ("sockets", options.capture_bytes > 0),
+            (links::TLS, options.tls),
+            (links::ALLOCATIONS, options.allocations.is_some()),
+        ];
+        let off = wanted.iter().filter(|(_, on)| !on);
+        let without: Vec<&str> = off.map(|(signal, _)| *signal).collect();
         kernel
             .links
-            .load(&mut kernel.ebpf, &btf, without, options.every_program)?;
+            .load(&mut kernel.ebpf, &btf, &without, options.every_program)?;
         drop(btf);
         give_memory_back();
         kernel.fill_tables()?;
@@ -203,36 +219,53 @@ impl Kernel {
         Ok(())
     }
 
-    /// Probes OpenSSL where a process has it mapped or linked in. True where a probe was added.
-    pub fn probe_tls(&mut self, pid: u32) -> bool {
-        self.uprobes.look_at(&mut self.ebpf, &self.links, pid)
+    /// Probes OpenSSL, and allocators, where a process has them mapped or linked in. True where a probe
+    /// on OpenSSL was added.
+    pub fn probe(&mut self, pid: u32) -> bool {
+        self.allocations.look_at(&mut self.ebpf, &self.links, pid);
+        self.tls.look_at(&mut self.ebpf, &self.links, pid)
     }
 
-    /// As [`Kernel::probe_tls`], for what a command on this host will load, and its program.
-    pub fn probe_tls_of_command(&mut self, program: &Path) -> bool {
-        self.uprobes
-            .look_at_command(&mut self.ebpf, &self.links, program)
+    /// As [`Kernel::probe`], for what a command on this host will load, and its program.
+    pub fn probe_command(&mut self, program: &Path) -> bool {
+        for uprobes in [&mut self.allocations, &mut self.tls] {
+            uprobes.look_at_command(&mut self.ebpf, &self.links, program);
+        }
+        self.tls.any()
     }
 
     /// TLS libraries in the targets that cannot be read, as far as they were looked at.
     pub fn unreadable_tls(&self) -> Vec<String> {
-        let names = self.uprobes.unreadable.iter();
+        let names = self.tls.unreadable.iter();
         names.map(|name| (*name).to_owned()).collect()
     }
 
-    /// How the tls signal stands. Measures what the probes cost.
-    pub fn tls_state(&mut self) -> SignalState {
-        let refused = links::UPROBES
-            .iter()
-            .find_map(|name| self.links.refusal(name));
-        let (on, reason) = match refused {
-            Some(why) => (false, why.to_owned()),
-            None => (true, self.uprobes.told(&mut self.ebpf)),
+    /// How the signals stand whose programs are uprobes: that of allocations where it was asked for,
+    /// which `trace` cannot. Measures what the probes cost.
+    pub fn uprobe_states(&mut self) -> Vec<SignalState> {
+        let asked = [Some(&self.tls), self.sampled.then_some(&self.allocations)];
+        let state = |uprobes: &Uprobes| {
+            let (on, reason) = match uprobes.refusal(&self.links) {
+                Some(why) => (false, why.to_owned()),
+                None => (true, uprobes.told(&mut self.ebpf)),
+            };
+            SignalState {
+                name: uprobes.signal().to_owned(),
+                on,
+                reason,
+            }
         };
+        asked.into_iter().flatten().map(state).collect()
+    }
+
+    /// Whether allocations could be sampled.
+    pub fn allocations_state(&self) -> SignalState {
+        let refusal = self.allocations.refusal(&self.links);
+        let how = "uprobes on malloc, calloc, realloc and free, for `profile --mode alloc`";
         SignalState {
-            name: links::TLS.to_owned(),
-            on,
-            reason,
+            name: links::ALLOCATIONS.to_owned(),
+            on: refusal.is_none(),
+            reason: refusal.unwrap_or(how).to_owned(),
         }
     }
 
@@ -244,6 +277,25 @@ impl Kernel {
         self.links.set_syscalls(&mut self.ebpf, on)
     }
 
+    /// Attaches or detaches the hook of memory growth.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn set_memory(&mut self, on: bool) -> Result<()> {
+        if on {
+            // What was counted last is of the time before it was detached.
+            for entry in self
+                .maps
+                .resident
+                .entries()?
+                .chunks_exact(4 + size_of::<Resident>())
+            {
+                self.maps.resident.delete(&entry[..4])?;
+            }
+        }
+        self.links.set_memory(&mut self.ebpf, on)
+    }
+
     /// Passes on what the kernel side's debug log holds, where it is on.
     pub fn drain_debug_log(&mut self) {
         if let Some(log) = &mut self.debug_log {
@@ -251,7 +303,7 @@ impl Kernel {
         }
     }
 
-    /// Detaches everything but the probes on OpenSSL, which go with the programs; the maps stay for the last read.
+    /// Detaches everything but the uprobes, which go with the programs; the maps stay for the last read.
     pub fn detach(&mut self) {
         self.links.detach_all(&mut self.ebpf);
     }
@@ -307,6 +359,7 @@ impl Kernel {
             (Need::Fd, "fds"),
             (Need::Net, "peers"),
             (Need::BlockIo, "block_io"),
+            (Need::Memory, "memory"),
         ] {
             let missing: Vec<_> = absent
                 .iter()
@@ -314,7 +367,7 @@ impl Kernel {
                 .map(|(field, _)| *field)
                 .collect();
             let on = missing.is_empty();
-            if need == Need::BlockIo && on {
+            if matches!(need, Need::BlockIo | Need::Memory) && on {
                 continue; // said when its hooks are attached
             }
             self.signals.push(SignalState {
@@ -346,6 +399,11 @@ fn unwind_blocks(options: &LoadOptions) -> u32 {
     if options.stacks { blocks.max(1) } else { 1 }
 }
 
+/// Entries of a map of allocations; the one a map must have where they are not sampled.
+fn of_allocations(options: &LoadOptions, entries: u32) -> u32 {
+    options.allocations.map_or(1, |_| entries)
+}
+
 /// The read-only globals, from the options and what the kernel is.
 fn settings(options: &LoadOptions, types: &Btf, offsets: &Offsets) -> Result<Settings> {
     let mut settings = Settings::UNSET;
@@ -353,6 +411,7 @@ fn settings(options: &LoadOptions, types: &Btf, offsets: &Offsets) -> Result<Set
     settings.follow_children = options.follow_children.into();
     settings.stacks = options.stacks.into();
     settings.memo_check_one_in = 128;
+    settings.alloc_sample_bytes = options.allocations.unwrap_or(DEFAULT_SAMPLE_BYTES);
     settings.debug = options.debug.into();
     settings.capture_bytes = options.capture_bytes.min(CAPTURE_MAX as u32);
     settings.has_task_pt_regs = host::has_helper_task_pt_regs().into();
@@ -366,6 +425,13 @@ fn settings(options: &LoadOptions, types: &Btf, offsets: &Offsets) -> Result<Set
         .tracepoint_args("block_rq_issue")
         .is_some_and(|args| args > 1)
         .into();
+    let counters_are_words = types
+        .tracepoint_args("rss_stat")
+        .is_some_and(|args| args > 2);
+    (settings.rss_stat_stride, settings.rss_stat_count) = match counters_are_words {
+        true => (size_of::<u64>() as u32, 0),
+        false => (offsets.percpu_counter_size, offsets.percpu_counter_count),
+    };
     settings.regs_args = host::argument_registers(types)
         .map_err(|name| anyhow!("struct pt_regs of this kernel has no `{name}`"))?;
     debug_assert_ne!(offsets.regs_nr, ABSENT);

@@ -8,24 +8,21 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 
 use super::{
-    tls_functions::Beginning,
-    uprobes::{RETURN, attach_one},
+    probed::{Beginning, Probed},
+    uprobes::attach_one,
 };
 use crate::unwind::mappings;
 
 /// Calls timed together, and how often: the least of them had no interruption.
 const CALLS: u32 = 20;
 const ROUNDS: u32 = 20;
-/// Program of the entry.
-const ENTRY: &str = "tls_write";
-
 type Function = extern "C" fn() -> u64;
 
 /// Nanoseconds that two probes add to a call of a function with this beginning.
 ///
 /// # Errors
 /// The kernel refuses the probes; another architecture than x86-64.
-pub fn measure(ebpf: &mut Ebpf, beginning: Beginning) -> Result<u64> {
+pub fn measure(ebpf: &mut Ebpf, beginning: Beginning, probed: &Probed) -> Result<u64> {
     let function = function(beginning).context("only measured on x86-64")?;
     let address = function as usize as u64;
     let maps = fs::read_to_string("/proc/self/maps").context("reading the own mappings")?;
@@ -36,7 +33,8 @@ pub fn measure(ebpf: &mut Ebpf, beginning: Beginning) -> Result<u64> {
         .context("a function is not mapped")?;
     let plain = ns_per_call(function);
     let program = Path::new("/proc/self/exe");
-    let links = [RETURN, ENTRY].map(|name| attach_one(ebpf, name, program, offset));
+    let entry = probed.functions.first().context("no function")?.entry;
+    let links = [probed.returns, entry].map(|name| attach_one(ebpf, name, program, offset));
     let probed = ns_per_call(function);
     let links = links.into_iter().collect::<Result<Vec<_>>>()?;
     // To detach takes 0.1 s each, in which the kernel waits; without a thread, here.
@@ -57,7 +55,7 @@ fn ns_per_call(function: Function) -> u64 {
 }
 
 /// A function with this beginning. Each returns 0, which the probe of the return takes for a read of
-/// nothing.
+/// nothing, or no memory.
 #[cfg(target_arch = "x86_64")]
 fn function(beginning: Beginning) -> Option<Function> {
     use std::arch::naked_asm;

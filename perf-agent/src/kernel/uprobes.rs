@@ -1,4 +1,4 @@
-//! Probes on OpenSSL in the files the targets have mapped and in their programs: once a file, whoever
+//! Probes on functions in the files the targets have mapped and in their programs: once a file, whoever
 //! maps it (the kernel side leaves at once for threads that are no target's).
 
 use std::{
@@ -20,21 +20,18 @@ use aya::{
 
 use super::{
     links::Links,
-    tls_functions::{self, Beginning, Site},
+    probed::{self, Beginning, Probed, Site},
     uprobe_cost,
 };
 use crate::sink::units;
-
-/// Program of the return of each function.
-pub const RETURN: &str = "tls_return";
 
 /// Device and inode as `/proc/PID/maps` shows them.
 type FileKey = (String, u64);
 
 /// Probes that are attached (until this is dropped, see `Control::tls_stopped`), and the files looked
 /// at.
-#[derive(Default)]
 pub struct Uprobes {
+    probed: &'static Probed,
     links: Vec<UProbeLink>,
     seen: HashSet<FileKey>,
     /// Files with probes.
@@ -46,10 +43,39 @@ pub struct Uprobes {
 }
 
 impl Uprobes {
-    /// Probes what a process has mapped and was not looked at: OpenSSL's libraries, and its program
-    /// where OpenSSL or BoringSSL is linked into it. True where a probe was added.
+    pub fn new(probed: &'static Probed) -> Uprobes {
+        Uprobes {
+            probed,
+            links: Vec::new(),
+            seen: HashSet::new(),
+            attached: Vec::new(),
+            refused: Vec::new(),
+            unreadable: BTreeSet::new(),
+        }
+    }
+
+    /// Name of the signal.
+    pub fn signal(&self) -> &'static str {
+        self.probed.signal
+    }
+
+    /// Whether there is any probe.
+    pub fn any(&self) -> bool {
+        !self.attached.is_empty()
+    }
+
+    /// Why a program is not loaded.
+    pub fn refusal<'a>(&self, links: &'a Links) -> Option<&'a str> {
+        let entries = self.probed.functions.iter().map(|f| f.entry);
+        entries
+            .chain([self.probed.returns])
+            .find_map(|name| links.refusal(name))
+    }
+
+    /// Probes what a process has mapped and was not looked at: libraries that are probed, and its
+    /// program where the functions are linked into it. True where a probe was added.
     pub fn look_at(&mut self, ebpf: &mut Ebpf, links: &Links, pid: u32) -> bool {
-        if links.refusal(RETURN).is_some() {
+        if links.refusal(self.probed.returns).is_some() {
             return false;
         }
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
@@ -58,8 +84,8 @@ impl Uprobes {
             let Some((range, key, path)) = executable(line) else {
                 continue;
             };
-            self.unreadable.extend(tls_functions::unreadable(path));
-            if !is_openssl(path) || !self.seen.insert(key) {
+            self.unreadable.extend(probed::unreadable(path));
+            if !self.is_library(path) || !self.seen.insert(key) {
                 continue;
             }
             // By the mapping itself: in a container the path names another file or none.
@@ -76,11 +102,12 @@ impl Uprobes {
     /// Probes the libraries that a command started on this host will load, and its program: by the
     /// time its mappings could be read it has connected. True where a probe was added.
     pub fn look_at_command(&mut self, ebpf: &mut Ebpf, links: &Links, program: &Path) -> bool {
-        if links.refusal(RETURN).is_some() {
+        if links.refusal(self.probed.returns).is_some() {
             return false;
         }
         let before = self.attached.len();
-        for path in of_cache(&fs::read("/etc/ld.so.cache").unwrap_or_default()) {
+        let cache = fs::read("/etc/ld.so.cache").unwrap_or_default();
+        for path in of_cache(&cache, self.probed) {
             self.look_at_file(ebpf, links, Path::new(&path), &path);
         }
         self.look_at_file(ebpf, links, program, &program.to_string_lossy());
@@ -99,7 +126,7 @@ impl Uprobes {
     }
 
     fn probe(&mut self, ebpf: &mut Ebpf, links: &Links, file: &Path, name: &str) {
-        let sites = match tls_functions::find(file) {
+        let sites = match probed::find(file, self.probed.functions) {
             Ok(found) => {
                 self.unreadable.extend(found.other);
                 found.sites
@@ -111,8 +138,11 @@ impl Uprobes {
             }
         };
         if sites.is_empty() {
-            if is_openssl(name) {
-                self.refused.push(format!("{name}: no OpenSSL function"));
+            if self.is_library(name) {
+                self.refused.push(format!(
+                    "{name}: none of the functions of {}",
+                    self.signal()
+                ));
             }
             return;
         }
@@ -120,6 +150,10 @@ impl Uprobes {
             Ok(()) => self.attached.push((name.to_owned(), sites)),
             Err(e) => self.refused.push(format!("{name}: {e:#}")),
         }
+    }
+
+    fn is_library(&self, path: &str) -> bool {
+        is_library(path, self.probed)
     }
 
     fn attach(
@@ -131,12 +165,13 @@ impl Uprobes {
     ) -> Result<()> {
         for site in sites {
             // The return first: an entry without it would be left open.
-            for name in [RETURN, site.program] {
+            let returns = site.function.returns.then_some(self.probed.returns);
+            for name in returns.into_iter().chain([site.function.entry]) {
                 if let Some(why) = links.refusal(name) {
                     anyhow::bail!("{why}");
                 }
                 let link = attach_one(ebpf, name, file, site.offset)
-                    .with_context(|| format!("attaching to {}", site.function))?;
+                    .with_context(|| format!("attaching to {}", site.function.name))?;
                 self.links.push(link);
             }
         }
@@ -147,7 +182,7 @@ impl Uprobes {
     pub fn told(&self, ebpf: &mut Ebpf) -> String {
         let mut parts: Vec<String> = Vec::new();
         if self.attached.is_empty() {
-            parts.push("the target has no OpenSSL mapped so far".to_owned());
+            parts.push(self.probed.none.to_owned());
         }
         let costs = self.costs(ebpf);
         for (file, sites) in &self.attached {
@@ -169,7 +204,7 @@ impl Uprobes {
         if !kinds.is_empty() {
             kinds.insert(Beginning::Push);
         }
-        let measure = |kind: &Beginning| match uprobe_cost::measure(ebpf, *kind) {
+        let measure = |kind: &Beginning| match uprobe_cost::measure(ebpf, *kind, self.probed) {
             Ok(ns) => Some((*kind, ns)),
             Err(e) => {
                 tracing::debug!(?kind, "cost of a probe: {e:#}");
@@ -207,7 +242,7 @@ fn costs_of(sites: &[Site], costs: &BTreeMap<Beginning, u64>) -> String {
     };
     let alike = |a: &Site, b: &Site| a.beginning == b.beginning;
     let groups = sites.chunk_by(alike).map(|group| {
-        let names: Vec<&str> = group.iter().map(|site| site.function).collect();
+        let names: Vec<&str> = group.iter().map(|site| site.function.name).collect();
         format!("{}{}", names.join(", "), how(group[0].beginning))
     });
     groups.collect::<Vec<String>>().join(", ")
@@ -238,39 +273,39 @@ fn executable(line: &str) -> Option<(&str, FileKey, &str)> {
     (mode.contains('x') && inode != 0).then(|| (range, (device.to_owned(), inode), path))
 }
 
-/// OpenSSL's libraries that the dynamic linker knows. Of its cache only the paths are looked at, which
+/// Libraries that are probed and that the dynamic linker knows. Of its cache only the paths are looked at, which
 /// end with a zero in every version of the format.
-fn of_cache(cache: &[u8]) -> Vec<String> {
+fn of_cache(cache: &[u8], probed: &Probed) -> Vec<String> {
     cache
         .split(|byte| *byte == 0)
         .filter_map(|text| std::str::from_utf8(text).ok())
-        .filter(|text| text.starts_with('/') && is_openssl(text))
+        .filter(|text| text.starts_with('/') && is_library(text, probed))
         .map(str::to_owned)
         .collect()
 }
 
-fn is_openssl(path: &str) -> bool {
-    path.rsplit('/')
-        .next()
-        .is_some_and(|name| name.starts_with("libssl.so") || name.starts_with("libssl-"))
+fn is_library(path: &str, probed: &Probed) -> bool {
+    path.rsplit('/').next().is_some_and(probed.is_library)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const CACHE: &[u8] =
+        b"glibc-ld.so.cache1.1\x02\xff\0libssl.so.3\0/usr/lib/libssl.so.3\0/usr/lib/libc.so.6\0";
+
     #[test]
     fn functions_that_are_single_stepped_are_said_to_be() {
-        let site = |function, beginning| Site {
-            function,
-            program: "",
+        let site = |function: usize, beginning| Site {
+            function: &probed::TLS.functions[function],
             offset: 0,
             beginning,
         };
         let sites = [
-            site("SSL_read", Beginning::Other),
-            site("SSL_read_ex", Beginning::Other),
-            site("SSL_write", Beginning::Push),
+            site(0, Beginning::Other),
+            site(1, Beginning::Other),
+            site(2, Beginning::Push),
         ];
         let costs = [(Beginning::Push, 1_200), (Beginning::Other, 11_800)];
         assert_eq!(
@@ -291,14 +326,15 @@ mod tests {
             (range, key),
             ("7f6a38cb3000-7f6a38d10000", ("fe:00".to_owned(), 1234))
         );
-        assert!(is_openssl(path));
+        assert!(is_library(path, &probed::TLS));
         assert!(executable(&line.replace("r-xp", "r--p")).is_none());
+        assert_eq!(of_cache(CACHE, &probed::TLS), ["/usr/lib/libssl.so.3"]);
         assert_eq!(
-            of_cache(b"glibc-ld.so.cache1.1\x02\xff\0libssl.so.3\0/usr/lib/libssl.so.3\0/usr/lib/libc.so.6\0"),
-            ["/usr/lib/libssl.so.3"]
+            of_cache(CACHE, &probed::ALLOCATIONS),
+            ["/usr/lib/libc.so.6"]
         );
         assert!(
-            !is_openssl("/usr/lib/libssl3.so"),
+            !is_library("/usr/lib/libssl3.so", &probed::TLS),
             "NSS has a library of that name"
         );
     }

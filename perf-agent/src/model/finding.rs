@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Process, Site, Stamp, Window};
+use super::{Growth, Process, Site, Stamp, Window};
 
 /// Low, medium, high.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -52,8 +52,16 @@ pub struct Finding {
     pub state: State,
     /// `ts` of the window it was first found in.
     pub since: String,
+    /// Id of the finding of the same process and window that this one follows from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caused_by: Option<String>,
     /// Stacks the finding rests on, largest first.
     pub stacks: Vec<Site>,
+    /// Memory that grew: who touched it first, largest first.
+    pub growth: Vec<Growth>,
+    /// When what it takes is used up, at the rate it was used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exhausted_in_ns: Option<u64>,
 }
 
 /// A measured figure.
@@ -61,7 +69,7 @@ pub struct Finding {
 pub struct Evidence {
     pub name: String,
     pub value: f64,
-    /// `ns`, `ns/s`, `bytes`, `count`, `1/s`, `ratio`.
+    /// `ns`, `ns/s`, `bytes`, `bytes/s`, `count`, `1/s`, `ratio`.
     pub unit: String,
     /// Observations behind it.
     pub samples: u64,

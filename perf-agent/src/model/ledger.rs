@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Process, Stamp, Window};
+use super::{Memory, Process, Stamp, Window};
 
 /// Nanoseconds by class name, zero classes left out.
 pub type Classes = BTreeMap<String, u64>;
@@ -35,6 +35,9 @@ pub struct Ledger {
     pub cpu_split: CpuSplit,
     pub schedstat: SchedstatCheck,
     pub faults: Faults,
+    /// Absent where the process was gone before it could be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Box<Memory>>,
     pub block_io: Vec<BlockIo>,
     /// CPU quota throttling of the process's cgroup in the window, where it has a quota.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,9 +5,11 @@
 //! together. Every line that measures covers its own window only, and windows do not overlap, so
 //! lines add up.
 
+mod accelerator;
 mod coverage;
 mod finding;
 mod ledger;
+mod memory;
 mod profile;
 mod sockets;
 
@@ -15,9 +17,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+pub use accelerator::*;
 pub use coverage::*;
 pub use finding::*;
 pub use ledger::*;
+pub use memory::*;
 pub use profile::*;
 pub use sockets::*;
 
@@ -165,6 +169,8 @@ pub struct ProcessReport {
     pub profile: Profile,
     pub connections: Option<Connections>,
     pub statements: Option<Statements>,
+    /// Not part of the lines: of `profile --mode alloc`.
+    pub allocations: Vec<AllocationSite>,
 }
 
 /// Everything of one window, in the order it is emitted.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Classes, Process, Stamp, Window};
+use super::{AcceleratorCall, Classes, Growth, Process, Stamp, Window};
 
 /// Where one process blocked and what it ran, by stack.
 #[derive(Clone, Debug, Serialize)]
@@ -18,6 +18,10 @@ pub struct Profile {
     pub rest: Classes,
     /// Contended locks, largest wait first.
     pub locks: Vec<Lock>,
+    /// Who touched first what the process has in memory: what grew most since the attach.
+    pub growth: Vec<Growth>,
+    /// Time in the libraries of accelerators, calls that wait first.
+    pub accelerator: Vec<AcceleratorCall>,
 }
 
 /// One place where time went.

@@ -1,6 +1,6 @@
 //! What a profile's figures rest on, in words.
 
-use super::stacks::Stacks;
+use super::stacks::{LIVE, Stacks};
 use crate::{
     cli::Mode,
     sink::units::{bytes, count, duration, duration_per_s, percent},
@@ -12,6 +12,7 @@ pub fn title(stacks: &Stacks) -> String {
         Mode::Cpu => "time on the CPU",
         Mode::Off => "time off the CPU",
         Mode::Wall => "wall time",
+        Mode::Alloc => "memory allocated, live and freed,",
     };
     format!("{what} of {}", whom(stacks))
 }
@@ -27,8 +28,41 @@ pub fn whom(stacks: &Stacks) -> String {
     }
 }
 
+/// An amount of what is shown: time, or bytes.
+pub fn amount(stacks: &Stacks, weight: u64) -> String {
+    match stacks.shown.mode {
+        Mode::Alloc => bytes(weight),
+        Mode::Cpu | Mode::Off | Mode::Wall => duration(weight),
+    }
+}
+
+/// As [`short`], of memory.
+fn short_of_memory(stacks: &Stacks) -> String {
+    let basis = &stacks.basis;
+    let places = stacks.in_order();
+    let live = places.iter().filter(|(place, _)| place.class == LIVE);
+    let live: u64 = live.map(|(_, amount)| amount.weight).sum();
+    format!(
+        "{} allocated, {} of it not freed, by {} samples · {} of it without a stack",
+        bytes(basis.shown_ns),
+        bytes(live),
+        count(basis.samples),
+        percent(basis.stackless_ns, basis.shown_ns),
+    ) + &lost(stacks)
+}
+
+fn lost(stacks: &Stacks) -> String {
+    match stacks.basis.lost.values().sum::<u64>() {
+        0 => " · lost 0".to_owned(),
+        lost => format!(" · lost {}", count(lost)),
+    }
+}
+
 /// The share of thread time that is shown, and the share of it without a stack.
 pub fn short(stacks: &Stacks) -> String {
+    if stacks.shown.mode == Mode::Alloc {
+        return short_of_memory(stacks);
+    }
     let basis = &stacks.basis;
     let mut text = format!(
         "{} of {} thread time shown",
@@ -49,14 +83,11 @@ pub fn short(stacks: &Stacks) -> String {
         " · {} of it without a stack",
         percent(basis.stackless_ns, basis.shown_ns)
     ));
-    text.push_str(&match basis.lost.values().sum::<u64>() {
-        0 => " · lost 0".to_owned(),
-        lost => format!(" · lost {}", count(lost)),
-    });
+    text.push_str(&lost(stacks));
     text
 }
 
-/// Everything that is known, in two lines.
+/// Everything that is known, in two lines; of allocations three.
 pub fn text(stacks: &Stacks) -> String {
     let basis = &stacks.basis;
     let mut first = format!("coverage: {}", short(stacks));
@@ -73,6 +104,9 @@ pub fn text(stacks: &Stacks) -> String {
             " · places scaled down by {} to the ledger",
             duration(basis.scaled_ns)
         ));
+    }
+    if let Some(probes) = &basis.probes {
+        first.push_str(&format!("\n  · {probes}"));
     }
     let unnamed = stacks.frames.iter().filter(|f| !f.frame.symbolized).count();
     let wall_ns = basis.end_ns.saturating_sub(basis.start_ns).max(1);

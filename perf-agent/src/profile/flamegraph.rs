@@ -12,8 +12,9 @@ use inferno::flamegraph::{
 use super::{
     coverage,
     folded::{self, NO_STACK},
-    stacks::Stacks,
+    stacks::{FREED, LIVE, Stacks},
 };
+use crate::cli::Mode;
 
 /// Colour of a class off the CPU; the shade differs by function.
 const COLOURS: &[(&str, [u8; 3])] = &[
@@ -41,6 +42,8 @@ const COLOURS: &[(&str, [u8; 3])] = &[
     ("stopped", [170, 150, 150]),
     ("idle", [205, 205, 205]),
     ("other", [210, 140, 170]),
+    (LIVE, [214, 120, 90]),
+    (FREED, [160, 190, 160]),
 ];
 const GREY: Color = Color::new(225, 225, 225);
 
@@ -100,7 +103,11 @@ fn options<'a>(stacks: &Stacks, palette: &'a mut PaletteMap) -> Options<'a> {
     options.subtitle = Some(coverage::short(stacks));
     // It becomes an XML comment.
     options.notes = coverage::text(stacks).replace("--", "");
-    options.count_name = "ns".to_owned();
+    options.count_name = match stacks.shown.mode {
+        Mode::Alloc => "bytes",
+        Mode::Cpu | Mode::Off | Mode::Wall => "ns",
+    }
+    .to_owned();
     options.colors = Palette::Basic(BasicPalette::Hot);
     // By name and not by chance: the same trace gives the same bytes.
     options.deterministic = true;

@@ -30,7 +30,7 @@ pub type Line<'a> = (String, &'a str, Vec<String>);
 pub fn lines(stacks: &Stacks) -> BTreeMap<Line<'_>, u64> {
     let mut lines = BTreeMap::new();
     for (place, amount) in stacks.in_order() {
-        if amount.time_ns == 0 {
+        if amount.weight == 0 {
             continue;
         }
         let process = &stacks.processes[place.process as usize];
@@ -43,7 +43,7 @@ pub fn lines(stacks: &Stacks) -> BTreeMap<Line<'_>, u64> {
             functions.push(NO_STACK.to_owned());
         }
         let line = (part(&process.comm), place.class.as_str(), functions);
-        *lines.entry(line).or_default() += amount.time_ns;
+        *lines.entry(line).or_default() += amount.weight;
     }
     lines
 }

@@ -1,5 +1,5 @@
 //! For pprof: `profile.proto` of github.com/google/pprof, gzipped. Two values a sample: how many,
-//! and nanoseconds. Labels: `class`, `process`, `pid`, `syscall`, and `on`, what was waited for
+//! and nanoseconds; of allocations those of Go's heap profiles. Labels: `class`, `process`, `pid`, `syscall`, and `on`, what was waited for
 //! (`pprof -tagroot class,process`, `-tagfocus class=lock`).
 
 use std::{
@@ -8,14 +8,16 @@ use std::{
 };
 
 use flate2::{Compression, write::GzEncoder};
+use perf_ebpf_common::signals::allocations::OBJECT_PARTS;
 use prost::Message as _;
 
 use super::{
     coverage,
     folded::NO_STACK,
     speedscope::split_line,
-    stacks::{Amount, Place, Stacks},
+    stacks::{Amount, LIVE, Place, Stacks},
 };
+use crate::cli::Mode;
 
 /// The parts of `profile.proto` that are written, by its numbers. What is `int64` there and named
 /// for a text is an index into the table of strings.
@@ -136,6 +138,27 @@ pub fn write(stacks: &Stacks) -> io::Result<Vec<u8>> {
     out.finish()
 }
 
+const TIME_TYPES: &[(&str, &str)] = &[("samples", "count"), ("time", "nanoseconds")];
+/// The names that Go's heap profiles have.
+const ALLOCATION_TYPES: &[(&str, &str)] = &[
+    ("alloc_objects", "count"),
+    ("alloc_space", "bytes"),
+    ("inuse_objects", "count"),
+    ("inuse_space", "bytes"),
+];
+
+fn values(mode: Mode, place: &Place, amount: Amount) -> Vec<i64> {
+    let weight = amount.weight as i64;
+    if mode != Mode::Alloc {
+        return vec![amount.count as i64, weight];
+    }
+    let objects = (amount.count / OBJECT_PARTS) as i64;
+    match place.class.as_str() {
+        LIVE => vec![objects, weight, objects, weight],
+        _ => vec![objects, weight, 0, 0],
+    }
+}
+
 /// A profile while it is put together.
 struct Builder {
     profile: message::Profile,
@@ -172,11 +195,19 @@ impl Builder {
 
     /// What is said once.
     fn frame_of_profile(&mut self, stacks: &Stacks) {
-        let (samples, count) = (self.string("samples"), self.string("count"));
-        let (time, ns) = (self.string("time"), self.string("nanoseconds"));
-        let value = |r#type, unit| message::ValueType { r#type, unit };
-        self.profile.sample_type = vec![value(samples, count), value(time, ns)];
-        self.profile.default_sample_type = time;
+        let types: &[(&str, &str)] = match stacks.shown.mode {
+            Mode::Alloc => ALLOCATION_TYPES,
+            Mode::Cpu | Mode::Off | Mode::Wall => TIME_TYPES,
+        };
+        for (name, unit) in types {
+            let value = message::ValueType {
+                r#type: self.string(name),
+                unit: self.string(unit),
+            };
+            self.profile.sample_type.push(value);
+            // The last is what is shown first.
+            self.profile.default_sample_type = value.r#type;
+        }
         let comments = [coverage::title(stacks), coverage::text(stacks)];
         self.profile.comment = comments.iter().map(|text| self.string(text)).collect();
         let basis = &stacks.basis;
@@ -221,7 +252,7 @@ impl Builder {
         });
         self.profile.sample.push(message::Sample {
             location_id,
-            value: vec![amount.count as i64, amount.time_ns as i64],
+            value: values(stacks.shown.mode, place, amount),
             label,
         });
     }

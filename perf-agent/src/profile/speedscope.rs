@@ -6,6 +6,7 @@ use std::{collections::HashMap, io};
 use serde_json::{Value, json};
 
 use super::{coverage, folded::NO_STACK, stacks::Stacks};
+use crate::cli::Mode;
 
 /// One profile while it is put together.
 #[derive(Default)]
@@ -43,7 +44,7 @@ pub fn write(stacks: &Stacks) -> io::Result<Vec<u8>> {
     let mut profiles: Vec<Samples> = Vec::new();
     profiles.resize_with(stacks.processes.len().max(1), Samples::default);
     for (place, amount) in stacks.in_order() {
-        if amount.time_ns == 0 {
+        if amount.weight == 0 {
             continue;
         }
         let mut sample = vec![frames.id(&format!("[{}]", place.class), None)];
@@ -61,8 +62,12 @@ pub fn write(stacks: &Stacks) -> io::Result<Vec<u8>> {
         }
         let profile = &mut profiles[place.process as usize];
         profile.samples.push(sample);
-        profile.weights.push(amount.time_ns);
+        profile.weights.push(amount.weight);
     }
+    let unit = match stacks.shown.mode {
+        Mode::Alloc => "bytes",
+        Mode::Cpu | Mode::Off | Mode::Wall => "nanoseconds",
+    };
     let total = |s: &Samples| s.weights.iter().sum::<u64>();
     let mut order: Vec<usize> = (0..profiles.len()).collect();
     order.sort_by_key(|at| std::cmp::Reverse(total(&profiles[*at])));
@@ -76,7 +81,7 @@ pub fn write(stacks: &Stacks) -> io::Result<Vec<u8>> {
             json!({
                 "type": "sampled",
                 "name": name,
-                "unit": "nanoseconds",
+                "unit": unit,
                 "startValue": 0,
                 "endValue": total(&profiles[at]),
                 "samples": profiles[at].samples,

@@ -12,7 +12,8 @@ use crate::{
     detect::hot_function,
     drain::Start,
     model::{
-        self, Classes, Coverage, Detail, ProcessReport, Site, StackMemoCoverage, WindowReport,
+        self, AllocationSite, Classes, Coverage, Detail, ProcessReport, Site, StackMemoCoverage,
+        WindowReport,
     },
 };
 
@@ -43,10 +44,15 @@ pub struct Place {
 /// How much of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Amount {
-    /// Completed waits; samples on the CPU.
+    /// Completed waits; samples on the CPU; parts of objects that were allocated.
     pub count: u64,
-    pub time_ns: u64,
+    /// Nanoseconds; bytes that were allocated.
+    pub weight: u64,
 }
+
+/// The classes of memory: what was allocated is the sum of both.
+pub const LIVE: &str = "live";
+pub const FREED: &str = "freed";
 
 /// What the figures rest on.
 #[derive(Default)]
@@ -57,7 +63,12 @@ pub struct Basis {
     /// All processes and classes.
     pub lifetime_ns: u64,
     pub residual_ns: u64,
+    /// Nanoseconds; bytes that were allocated.
     pub shown_ns: u64,
+    /// Allocations that were sampled.
+    pub samples: u64,
+    /// What of the allocator is probed, and what that costs.
+    pub probes: Option<String>,
     pub stackless_ns: u64,
     /// By class, what `--mode` and `--idle` leave out.
     pub left_out: Classes,
@@ -100,6 +111,9 @@ impl Stacks {
     pub fn start(&mut self, start: &Start) {
         self.basis.realtime_ns = start.realtime_ns;
         self.basis.start_ns = start.monotonic_ns;
+        let mut signals = start.signals.iter();
+        let probes = signals.find(|(name, ..)| name == "allocations");
+        self.basis.probes = probes.map(|(_, _, how)| how.clone());
     }
 
     /// Adds a window.
@@ -130,12 +144,19 @@ impl Stacks {
             Mode::Cpu => on_cpu,
             Mode::Off if on_cpu => false,
             Mode::Off | Mode::Wall => class != "idle" || self.shown.idle,
+            Mode::Alloc => false,
         }
     }
 
     fn process(&mut self, report: ProcessReport) {
         let ledger = report.ledger;
         let process = self.process_number(ledger.who);
+        if self.shown.mode == Mode::Alloc {
+            for site in report.allocations {
+                self.allocation(process, site);
+            }
+            return;
+        }
         // Processes too young for lines of their own charge their parent's places.
         let mut totals = ledger.process.classes;
         for (class, ns) in ledger.process.short_lived.unwrap_or_default().classes {
@@ -161,6 +182,53 @@ impl Stacks {
         }
     }
 
+    /// What is freed leaves the live bytes of its stack, which may have been allocated windows ago.
+    fn allocation(&mut self, process: u32, site: AllocationSite) {
+        self.basis.shown_ns += site.bytes;
+        self.basis.samples += site.samples;
+        let live = Amount {
+            count: site.object_parts.wrapping_sub(site.freed_object_parts),
+            weight: site.bytes.wrapping_sub(site.freed_bytes),
+        };
+        let freed = Amount {
+            count: site.freed_object_parts,
+            weight: site.freed_bytes,
+        };
+        let stack: Vec<u32> = site
+            .user_stack
+            .iter()
+            .rev()
+            .cloned()
+            .map(|f| self.frame(f, false))
+            .collect();
+        let function = hot_function(&Site {
+            user_stack: site.user_stack,
+            ..Site::default()
+        });
+        for (class, amount) in [(LIVE, live), (FREED, freed)] {
+            if let Some(function) = &function {
+                let own = self
+                    .own
+                    .entry((class.to_owned(), function.clone()))
+                    .or_default();
+                *own = own.wrapping_add(amount.weight);
+            }
+            let place = Place {
+                process,
+                class: class.to_owned(),
+                stack: stack.clone(),
+                ..Place::default()
+            };
+            let sum = self.places.entry(place).or_default();
+            // Of one stack less is freed than was allocated, all windows together.
+            sum.count = sum.count.wrapping_add(amount.count);
+            sum.weight = sum.weight.wrapping_add(amount.weight);
+        }
+        if stack.is_empty() {
+            self.basis.stackless_ns += site.bytes;
+        }
+    }
+
     fn class(&mut self, process: u32, class: &str, total: u64, sites: Vec<Site>) {
         let weights: Vec<u64> = match class.starts_with("cpu.") {
             true => sites.iter().map(|s| s.count).collect(),
@@ -176,8 +244,8 @@ impl Stacks {
         }
         self.basis.shown_ns += total;
         let stackless = total - times.iter().sum::<u64>();
-        for (site, time_ns) in sites.into_iter().zip(times) {
-            self.site(process, site, time_ns);
+        for (site, weight) in sites.into_iter().zip(times) {
+            self.site(process, site, weight);
         }
         if stackless > 0 {
             self.basis.stackless_ns += stackless;
@@ -186,13 +254,13 @@ impl Stacks {
                 class: class.to_owned(),
                 ..Place::default()
             };
-            self.places.entry(place).or_default().time_ns += stackless;
+            self.places.entry(place).or_default().weight += stackless;
         }
     }
 
-    fn site(&mut self, process: u32, site: Site, time_ns: u64) {
+    fn site(&mut self, process: u32, site: Site, weight: u64) {
         if let Some(function) = hot_function(&site) {
-            *self.own.entry((site.class.clone(), function)).or_default() += time_ns;
+            *self.own.entry((site.class.clone(), function)).or_default() += weight;
         }
         let mut place = Place {
             process,
@@ -215,11 +283,11 @@ impl Stacks {
             (place.stack, place.syscall, place.on) = (Vec::new(), None, None);
         }
         if place.stack.is_empty() {
-            self.basis.stackless_ns += time_ns;
+            self.basis.stackless_ns += weight;
         }
         let amount = self.places.entry(place).or_default();
         amount.count += site.count;
-        amount.time_ns += time_ns;
+        amount.weight += weight;
     }
 
     fn frame(&mut self, frame: model::Frame, kernel: bool) -> u32 {
@@ -301,7 +369,7 @@ mod tests {
     fn sum(stacks: &Stacks, class: &str) -> u64 {
         let places = stacks.in_order();
         let of_class = places.iter().filter(|(p, _)| p.class == class);
-        of_class.map(|(_, a)| a.time_ns).sum()
+        of_class.map(|(_, a)| a.weight).sum()
     }
 
     #[test]
@@ -370,6 +438,31 @@ mod tests {
         assert_eq!(sum(&stacks, "cpu.user"), 12_000);
         assert_eq!(stacks.basis.lost["profile_stacks"], 3);
         assert_eq!(stacks.processes[0].pid, PID);
+    }
+
+    #[test]
+    fn of_what_was_allocated_the_freed_part_leaves_the_live_one_in_any_later_window() {
+        let mut stacks = Stacks::new(shown(Mode::Alloc, false));
+        for (bytes, freed_bytes) in [(1_000, 100), (0, 600)] {
+            let mut report = report();
+            report.processes[0].allocations = vec![AllocationSite {
+                samples: u64::from(bytes > 0),
+                bytes,
+                freed_bytes,
+                user_stack: sites().remove(0).user_stack,
+                ..AllocationSite::default()
+            }];
+            stacks.window(report);
+        }
+        assert_eq!((sum(&stacks, LIVE), sum(&stacks, FREED)), (300, 700));
+        assert_eq!(stacks.basis.shown_ns, 1_000);
+        assert_eq!(stacks.hottest(), Some((FREED, "app::hash", 700)));
+        assert_eq!(stacks.in_order().len(), 2);
+        let folded = crate::profile::folded::write(&stacks).unwrap();
+        assert_eq!(
+            String::from_utf8(folded).unwrap(),
+            "app;[freed];main;app::work;app::hash_[i] 700\napp;[live];main;app::work;app::hash_[i] 300\n"
+        );
     }
 
     proptest! {

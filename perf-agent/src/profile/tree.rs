@@ -14,7 +14,7 @@ use crate::{
     model::Classes,
     sink::{
         text::{Span, Style, Text, plain},
-        units::{count, duration, percent},
+        units::{count, percent},
     },
 };
 
@@ -62,6 +62,7 @@ pub fn text(stacks: &Stacks) -> Text {
     if total > 0 {
         let mut writer = Writer {
             text: &mut text,
+            stacks,
             total,
         };
         let root = tree(stacks);
@@ -89,15 +90,17 @@ fn headline(stacks: &Stacks) -> String {
         Mode::Cpu => "CPU time",
         Mode::Off => "time off the CPU",
         Mode::Wall => "thread time",
+        Mode::Alloc => "allocated",
     };
     let total = stacks.basis.shown_ns;
-    let of = format!("{} {shown}", duration(total));
+    let of = format!("{} {shown}", coverage::amount(stacks, total));
     match stacks.hottest() {
         Some((class, function, ns)) if total > 0 => format!(
             "{title}: {} of {of} is {class} in `{function}`",
             percent(ns, total)
         ),
         _ if total > 0 => format!("{title}: {of}, none of it with a stack"),
+        _ if stacks.shown.mode == Mode::Alloc => format!("{title}: nothing sampled was allocated"),
         _ => format!("{title}: no {shown} to show"),
     }
 }
@@ -108,7 +111,11 @@ fn tree(stacks: &Stacks) -> Node {
         let process = &stacks.processes[place.process as usize];
         let name = format!("{} (pid {})", process.comm, process.pid);
         let names = names(stacks, place);
-        let (class, ns) = (place.class.as_str(), amount.time_ns);
+        let (class, ns) = (place.class.as_str(), amount.weight);
+        // What was allocated is freed, or it is not.
+        if ns == 0 {
+            continue;
+        }
         let mut node = root.add(class, ns);
         for (name, own) in std::iter::once((name, false)).chain(names) {
             node = node.below.entry(name).or_default().add(class, ns);
@@ -142,6 +149,7 @@ fn split<'a>(
 
 struct Writer<'a> {
     text: &'a mut Text,
+    stacks: &'a Stacks,
     total: u64,
 }
 
@@ -150,7 +158,11 @@ impl Writer<'_> {
         self.text.gap();
         let header = format!(
             "{:>8} {:>9}  call path (without those under 1 %)",
-            "share", "time"
+            "share",
+            match self.stacks.shown.mode {
+                Mode::Alloc => "bytes",
+                Mode::Cpu | Mode::Off | Mode::Wall => "time",
+            }
         );
         self.text.line([(Style::Dim, header)]);
     }
@@ -159,7 +171,7 @@ impl Writer<'_> {
         let figures = format!(
             "{:>8} {:>9}  ",
             percent(node.ns, self.total),
-            duration(node.ns)
+            coverage::amount(self.stacks, node.ns)
         );
         let mut spans: Vec<Span> = vec![
             plain(figures),
@@ -300,7 +312,7 @@ fn style(class: &str) -> Style {
     match class {
         "cpu.user" | "cpu.kernel" => Style::Red,
         "runq" => Style::Yellow,
-        "idle" | "timer" => Style::Dim,
+        "idle" | "timer" | "freed" => Style::Dim,
         _ => Style::Cyan,
     }
 }

@@ -28,11 +28,16 @@ pub struct Settings {
     /// Most bytes of one send or receive that are captured, at most
     /// [`super::sockets::CAPTURE_MAX`]; 0 captures nothing.
     pub capture_bytes: u32,
-    pub pad: u32,
+    /// Bytes from one of an address space's counters of pages to the next.
+    pub rss_stat_stride: u32,
+    /// Where in a counter the count is.
+    pub rss_stat_count: u32,
+    /// See [`super::allocations::DEFAULT_SAMPLE_BYTES`]. A power of two.
+    pub alloc_sample_bytes: u32,
     /// Offsets in `pt_regs` of a system call's arguments 0 to 3.
     pub regs_args: [u32; 4],
 }
-wire!(Settings => 64);
+wire!(Settings => 72);
 
 impl Settings {
     /// What the object holds before user space fills it.
@@ -47,7 +52,9 @@ impl Settings {
         rq_is_second_arg: 0,
         debug: 0,
         capture_bytes: 0,
-        pad: 0,
+        rss_stat_stride: 0,
+        rss_stat_count: 0,
+        alloc_sample_bytes: 1,
         regs_args: [0; 4],
     };
 }
@@ -63,7 +70,7 @@ pub struct Control {
     /// are those of calls made under the trace. In slices it is counted (and not timed): a slice
     /// is to see as many ends of calls as there are.
     pub only_whole_calls: u64,
-    /// Probes on OpenSSL do nothing any more: it takes the kernel 0.1 s to take one out.
+    /// Uprobes do nothing any more: it takes the kernel 0.1 s to take one out.
     pub tls_stopped: u64,
 }
 wire!(Control => 16 + 8);

@@ -1,9 +1,11 @@
 //! Map keys, map values and ring records, one file a signal.
 
+pub mod allocations;
 pub mod block_io;
 pub mod control;
 pub mod ledger;
 pub mod lifecycle;
+pub mod memory;
 pub mod python;
 pub mod sockets;
 pub mod stacks;

@@ -1,9 +1,11 @@
 //! One file a signal: its maps and what it does with an event. The entry points are in `hooks`.
 
+pub mod allocations;
 pub mod block_io;
 pub mod cpu;
 pub mod ledger;
 pub mod lifecycle;
+pub mod memory;
 pub mod python;
 pub mod sockets;
 pub mod stacks;

@@ -50,7 +50,7 @@ pub struct Scratch {
 
 /// One slot for each program class that walks: the CPU clock may interrupt the others.
 #[map(name = "stack_scratch")]
-pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(2, 0);
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(4, 0);
 
 /// Stacks sent already, by content hash.
 #[map(name = "stack_seen")]
@@ -65,6 +65,8 @@ static STATS: PerCpuArray<MemoStats> = PerCpuArray::with_max_entries(1, 0);
 pub enum Slot {
     Scheduler = 0,
     CpuClock = 1,
+    Memory = 2,
+    Uprobe = 3,
 }
 
 /// Whether stacks of a class repeat at one place of a thread, so that the memo may answer. Blocks
@@ -197,8 +199,8 @@ pub fn walk_kernel(ctx: *mut c_void, slot: Slot) -> u64 {
     // `bpf_trace_runN`, which calls from another place while run-time statistics are on: two walks
     // of one stack would differ in them.
     let skip = match slot {
-        Slot::Scheduler => 2,
-        Slot::CpuClock => 0,
+        Slot::Scheduler | Slot::Memory => 2,
+        Slot::CpuClock | Slot::Uprobe => 0,
     };
     // SAFETY: the buffer is MAX_FRAMES words of the scratch.
     let bytes = unsafe {

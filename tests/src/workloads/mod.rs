@@ -17,6 +17,7 @@ pub mod http_requests;
 pub mod jit;
 pub mod lockfight;
 pub mod measured;
+pub mod memory;
 pub mod meter;
 pub mod migrate;
 pub mod paced_calls;
@@ -37,6 +38,7 @@ pub type Workload = fn(&Options, &Gate) -> io::Result<String>;
 
 /// Every workload by name.
 pub const WORKLOADS: &[(&str, Workload)] = &[
+    ("allocations", memory::allocations),
     ("churn", churn::run),
     ("cpu", cpu::run),
     ("errors", errors::run),
@@ -48,6 +50,8 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("jit", jit::run),
     ("jit-private-tmp", jit::run_in_private_tmp),
     ("lockfight", lockfight::run),
+    ("memory-grows", memory::grow),
+    ("memory-steady", memory::steady),
     ("migrate", migrate::run),
     ("paced-calls", paced_calls::run),
     ("runq", runq::run),

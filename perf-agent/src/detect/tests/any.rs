@@ -7,12 +7,13 @@ use proptest::sample;
 use super::settings::{Settings, Time};
 use super::targets::Percentile;
 use super::*;
-use crate::fixtures::connected;
+use crate::fixtures::{connected, full_memory};
 use crate::model::{ConnectionRow, Throttled};
 
 /// Categories that may be told below the floor.
 const ALWAYS: &[&str] = &[
     "cache_misses",
+    "memory_growth",
     "retransmits",
     "slow_statement",
     "statement_errors",
@@ -168,6 +169,14 @@ fn any_process() -> impl Strategy<Value = ProcessReport> {
                     });
                 report.syscalls = Some(syscalls(rows.collect()));
                 report.ledger.faults.minor = minor;
+                let mut memory = full_memory();
+                memory.grown_bytes = Some(minor * 512);
+                memory.limit.left_bytes = minor * throttled_periods;
+                if let Some(trend) = &mut memory.trend {
+                    trend.change_bytes = 20 << minor.min(40);
+                    trend.fallen_bytes = minor;
+                }
+                report.ledger.memory = Some(Box::new(memory));
                 report.ledger.throttled = Some(Throttled {
                     periods: 20,
                     throttled_periods,
@@ -240,6 +249,12 @@ proptest! {
                 );
             }
         }
-        prop_assert!(found.is_sorted_by(|a, b| score(a) >= score(b)));
+        let roots: Vec<&Finding> = found.iter().filter(|f| f.caused_by.is_none()).collect();
+        prop_assert!(roots.is_sorted_by(|a, b| score(a) >= score(b)));
+        for (at, finding) in found.iter().enumerate() {
+            let cause = finding.caused_by.as_ref();
+            let before = |id: &String| found[..at].iter().any(|f| f.id == *id);
+            prop_assert!(cause.is_none_or(before), "not behind its cause: {:?}", finding);
+        }
     }
 }

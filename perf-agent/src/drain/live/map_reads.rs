@@ -7,8 +7,10 @@ use perf_ebpf_common::{
     Wire, fd,
     signals::{
         LatencyCell,
+        allocations::{Allocation, AllocationKey, AllocationTotals, LiveKey},
         block_io::BlockIoKey,
         ledger::{SiteKey, SiteTotals, ThreadState},
+        memory::{GrowthKey, GrowthTotals},
         sockets::Connection,
         stacks::MemoStats,
         syscalls::{SyscallErrorKey, SyscallKey},
@@ -141,6 +143,10 @@ impl Live {
         read(MapId::Syscalls, &maps.syscalls, "syscalls")?;
         read(MapId::SyscallErrors, &maps.syscall_errors, "syscall_errors")?;
         read(MapId::BlockIo, &maps.block_io, "block_io")?;
+        read(MapId::Growth, &maps.growth, "growth")?;
+        if self.allocations {
+            read(MapId::Allocations, &maps.allocations, "allocations")?;
+        }
         let mut facts = Vec::new();
         for frame in &self.frames {
             match frame {
@@ -189,8 +195,28 @@ impl Live {
             delete_slot::<SyscallKey>(&maps.syscalls, cell, |k| k.slot, slot)?;
             delete_slot::<SyscallErrorKey>(&maps.syscall_errors, 8, |k| k.slot, slot)?;
             delete_slot::<BlockIoKey>(&maps.block_io, cell, |k| k.slot, slot)?;
+            delete_slot::<GrowthKey>(&maps.growth, size_of::<GrowthTotals>(), |k| k.slot, slot)?;
+            let totals = size_of::<AllocationTotals>();
+            delete_slot::<AllocationKey>(&maps.allocations, totals, |k| k.slot, slot)?;
             self.counted_calls.retain(|(s, _), _| *s != slot);
             self.frames.push(Frame::Fact(Fact::SlotFreed { slot }));
+        }
+        Ok(())
+    }
+
+    /// Takes allocations of processes that ended, or changed their program, out of the map: nobody
+    /// frees them. They stay counted as not freed.
+    pub(super) fn forget_allocations(&mut self) -> Result<()> {
+        let gone = std::mem::take(&mut self.gone);
+        if !self.allocations || gone.is_empty() {
+            return Ok(());
+        }
+        let map = &self.kernel.maps.live_allocations;
+        let stride = size_of::<LiveKey>() + size_of::<Allocation>();
+        for entry in map.entries()?.chunks_exact(stride) {
+            if LiveKey::from_bytes(entry).is_some_and(|key| gone.contains(&key.tgid)) {
+                map.delete(&entry[..size_of::<LiveKey>()])?;
+            }
         }
         Ok(())
     }

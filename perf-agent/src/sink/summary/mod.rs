@@ -1,6 +1,7 @@
 //! The readable summary. On a terminal the last window, drawn over in place, and the whole trace
 //! at the end; elsewhere only the latter.
 
+mod findings;
 mod peers;
 mod render;
 mod sections;

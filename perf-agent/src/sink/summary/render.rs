@@ -2,6 +2,7 @@
 
 use perf_ebpf_common::signals::python;
 
+use super::findings;
 use super::peers;
 use super::sections;
 use super::state::{FindingSum, ProcessSum, State, is_idle};
@@ -38,8 +39,8 @@ pub fn render(state: &State, live: bool) -> Text {
 /// The finding worth most, with its process.
 fn top_finding(state: &State) -> Option<(&ProcessSum, &FindingSum)> {
     let processes = state.processes.values();
-    let all = processes.flat_map(|p| p.findings.values().map(move |finding| (p, finding)));
-    all.max_by(|a, b| a.1.score().total_cmp(&b.1.score()))
+    let firsts = processes.filter_map(|p| Some((p, p.ranked_findings().first()?.0)));
+    firsts.max_by(|a, b| a.1.score().total_cmp(&b.1.score()))
 }
 
 /// What a category's time is called, and which classes it is in; `None` where it is not a part of the
@@ -167,7 +168,7 @@ fn section(text: &mut Text, state: &State, process: &ProcessSum, live: bool) {
             units::duration(process.lifetime_ns)
         )),
     ]);
-    sections::findings(text, process, state, live);
+    findings::findings(text, process, state, live);
     sections::ledger(text, process);
     sections::threads(text, process);
     sections::sites(text, process);

@@ -3,12 +3,11 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use super::state::{LatencySum, ProcessSum, State, SyscallSum, busy_ns, is_idle};
-use crate::model::{Classes, Detail, Evidence, Frame, Level, Site, ThreadLedger};
+use super::state::{LatencySum, ProcessSum, SyscallSum, busy_ns, is_idle};
+use crate::model::{Classes, Detail, Frame, Site, ThreadLedger};
 use crate::sink::text::{Align, Span, Style, Table, Text, plain};
 use crate::sink::units;
 
-const FINDINGS: usize = 5;
 const THREADS: usize = 10;
 const SITES: usize = 8;
 const LOCKS: usize = 5;
@@ -17,80 +16,6 @@ const SYSCALLS: usize = 10;
 const BAR: usize = 20;
 /// Frames shown of a stack.
 const FRAMES: usize = 4;
-
-/// The findings worth most. Live without advice and evidence: the ledger below must fit as well.
-pub fn findings(text: &mut Text, process: &ProcessSum, state: &State, live: bool) {
-    let mut findings: Vec<_> = process.findings.values().collect();
-    findings.sort_by(|a, b| b.score().total_cmp(&a.score()));
-    if findings.is_empty() {
-        return;
-    }
-    text.heading("Findings", "");
-    for (i, sum) in findings.iter().take(FINDINGS).enumerate() {
-        let finding = &sum.peak;
-        text.line([
-            plain(format!("    {}. ", i + 1)),
-            (
-                level_style(finding.impact),
-                level(finding.impact).to_owned(),
-            ),
-            plain(format!("  {}", finding.title)),
-        ]);
-        let mut facts = vec![format!(
-            "gain at most {}",
-            units::duration_per_s(sum.bound_ns_per_s(state.wall_ns))
-        )];
-        if state.windows > 1 {
-            facts.push(format!("in {} of {} windows", sum.windows, state.windows));
-        }
-        facts.push(format!("confidence {:.0} %", finding.confidence * 100.0));
-        facts.push(format!("effort {}", level(finding.effort)));
-        facts.push(format!("for {}", finding.delegate_to));
-        text.line([plain(format!("       {}", facts.join(" · ")))]);
-        if live {
-            continue;
-        }
-        if let Some(first) = finding.recommendations.first() {
-            text.line([plain(format!("       → {first}"))]);
-        }
-        let evidence: Vec<String> = finding.evidence.iter().map(figure).collect();
-        text.line([(Style::Dim, format!("       {}", evidence.join(" · ")))]);
-    }
-    if findings.len() > FINDINGS {
-        let more = findings.len() - FINDINGS;
-        text.line([(Style::Dim, format!("    … and {more} smaller ones"))]);
-    }
-}
-
-fn level(level: Level) -> &'static str {
-    match level {
-        Level::Low => "low",
-        Level::Medium => "medium",
-        Level::High => "high",
-    }
-}
-
-fn level_style(level: Level) -> Style {
-    match level {
-        Level::Low => Style::Plain,
-        Level::Medium => Style::Yellow,
-        Level::High => Style::Red,
-    }
-}
-
-/// `mean wait 16.0 ms`.
-fn figure(evidence: &Evidence) -> String {
-    let value = evidence.value.max(0.0);
-    let shown = match evidence.unit.as_str() {
-        "ns" => units::duration(value as u64),
-        "ns/s" => units::duration_per_s(value as u64),
-        "bytes" => units::bytes(value as u64),
-        "1/s" => format!("{}/s", units::rate(value)),
-        "ratio" => format!("{value:.2}"),
-        _ => units::count(value as u64),
-    };
-    format!("{} {shown}", evidence.name.replace('_', " "))
-}
 
 /// A 99th percentile: of several windows only its bound is known.
 fn p99(latency: &LatencySum) -> String {

@@ -117,6 +117,10 @@ impl FindingSum {
 
     /// What orders findings: as in a window, with the bound of the whole.
     pub fn score(&self) -> f64 {
+        // What is about to be used up is not ordered by its gain.
+        if self.peak.exhausted_in_ns.is_some() {
+            return detect::score(&self.peak);
+        }
         let peak = self.peak.gain_bound_ns_per_s.max(1) as f64;
         detect::score(&self.peak) / peak * self.bound_ns
     }
@@ -155,6 +159,32 @@ pub struct ProcessSum {
 }
 
 impl ProcessSum {
+    /// Findings with how deep they stand below the one they follow from (0: from none): those worth most
+    /// first, each with what follows from it right behind.
+    pub fn ranked_findings(&self) -> Vec<(&FindingSum, usize)> {
+        let cause = |sum: &FindingSum| {
+            let id = sum.peak.caused_by.as_ref()?;
+            self.findings.get(id).map(|cause| cause.peak.id.clone())
+        };
+        let mut by_cause: BTreeMap<Option<String>, Vec<&FindingSum>> = BTreeMap::new();
+        for sum in self.findings.values() {
+            by_cause.entry(cause(sum)).or_default().push(sum);
+        }
+        // The last of these comes next.
+        let mut below = |cause: Option<String>, depth| {
+            let mut group = by_cause.remove(&cause).unwrap_or_default();
+            group.sort_by(|a, b| a.score().total_cmp(&b.score()));
+            group.into_iter().map(move |sum| (sum, depth))
+        };
+        let mut next: Vec<_> = below(None, 0).collect();
+        let mut ranked = Vec::new();
+        while let Some((sum, depth)) = next.pop() {
+            ranked.push((sum, depth));
+            next.extend(below(Some(sum.peak.id.clone()), depth + 1));
+        }
+        ranked
+    }
+
     pub fn busy_ns(&self) -> u64 {
         busy_ns(&self.classes)
     }

@@ -100,6 +100,23 @@ fn a_finding_of_one_window_in_four_bounds_a_quarter_of_its_gain() {
 }
 
 #[test]
+fn what_follows_from_a_finding_stands_below_it() {
+    let mut opens = row("openat", 600_000, 1_000, 0);
+    opens.errors = [("ENOENT".to_owned(), 600_000)].into();
+    let times = [("cpu.kernel", 900 * MS), ("cpu.user", 100 * MS)];
+    let mut failing = report("app", vec![thread(1, &times)]);
+    failing.syscalls = Some(syscalls(vec![opens]));
+    let text = text(&[vec![failing]]);
+    assert!(
+        text.contains("    1. high  Gets ENOENT from openat"),
+        "{text}"
+    );
+    for below in ["Computes on 1.00 cores", "Calls openat 600 k"] {
+        assert!(text.contains(&format!("       └ high  {below}")), "{text}");
+    }
+}
+
+#[test]
 fn without_a_finding_the_first_line_says_where_the_time_went() {
     let times = [
         ("idle", 990 * MS),

@@ -1,4 +1,5 @@
-//! Where a file has OpenSSL's functions, and what other TLS library it is made with.
+//! Functions that are probed in files of the target: OpenSSL's and those of allocators. Where a file
+//! has them, and what other TLS library it is made with.
 
 use std::{fs::File, path::Path};
 
@@ -9,15 +10,98 @@ use object::{
     read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _},
 };
 
+use super::links;
+
 type Header = FileHeader64<Endianness>;
 
-/// Functions with the program of their entry. OpenSSL 1.1.0 and BoringSSL have no `_ex`.
-const FUNCTIONS: [(&str, &str); 4] = [
-    ("SSL_read", "tls_read"),
-    ("SSL_read_ex", "tls_read_ex"),
-    ("SSL_write", "tls_write"),
-    ("SSL_write_ex", "tls_write_ex"),
-];
+/// A signal that probes functions.
+pub struct Probed {
+    /// Its name.
+    pub signal: &'static str,
+    /// What `hello` says where nothing was found yet.
+    pub none: &'static str,
+    pub functions: &'static [Function],
+    /// Program of the return.
+    pub returns: &'static str,
+    /// Whether a library is looked at, by its file's name.
+    pub is_library: fn(&str) -> bool,
+}
+
+/// A function that is probed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Function {
+    pub name: &'static str,
+    /// Program of its entry.
+    pub entry: &'static str,
+    pub returns: bool,
+}
+
+const fn function(name: &'static str, entry: &'static str) -> Function {
+    Function {
+        name,
+        entry,
+        returns: true,
+    }
+}
+
+const fn freeing(name: &'static str) -> Function {
+    Function {
+        name,
+        entry: "alloc_free",
+        returns: false,
+    }
+}
+
+/// OpenSSL 1.1.0 and BoringSSL have no `_ex`.
+pub const TLS: Probed = Probed {
+    signal: links::TLS,
+    none: "the target has no OpenSSL mapped so far",
+    functions: &[
+        function("SSL_read", "tls_read"),
+        function("SSL_read_ex", "tls_read_ex"),
+        function("SSL_write", "tls_write"),
+        function("SSL_write_ex", "tls_write_ex"),
+    ],
+    returns: "tls_return",
+    is_library: |file| file.starts_with("libssl.so") || file.starts_with("libssl-"),
+};
+
+/// The C library's, and those of jemalloc, tcmalloc and mimalloc: under the C library's names, or with
+/// their own prefix where they are linked in so.
+pub const ALLOCATIONS: Probed = Probed {
+    signal: links::ALLOCATIONS,
+    none: "the target has no allocator with symbols mapped so far",
+    functions: &[
+        function("malloc", "alloc_malloc"),
+        function("calloc", "alloc_calloc"),
+        function("realloc", "alloc_realloc"),
+        freeing("free"),
+        function("je_malloc", "alloc_malloc"),
+        function("je_calloc", "alloc_calloc"),
+        function("je_realloc", "alloc_realloc"),
+        freeing("je_free"),
+        function("tc_malloc", "alloc_malloc"),
+        function("tc_calloc", "alloc_calloc"),
+        function("tc_realloc", "alloc_realloc"),
+        freeing("tc_free"),
+        function("mi_malloc", "alloc_malloc"),
+        function("mi_calloc", "alloc_calloc"),
+        function("mi_realloc", "alloc_realloc"),
+        freeing("mi_free"),
+    ],
+    returns: "alloc_return",
+    is_library: |file| {
+        let libraries = [
+            "libc.so",
+            "libc-2.",
+            "ld-musl-",
+            "libjemalloc",
+            "libtcmalloc",
+            "libmimalloc",
+        ];
+        libraries.iter().any(|name| file.starts_with(name))
+    },
+};
 /// Of Go's table of functions, which a stripped program has as well.
 const GO_FUNCTION: &[u8] = b"crypto/tls.(*Conn).Write";
 /// A crate's name with its length, as both manglings of Rust have it.
@@ -37,9 +121,7 @@ pub enum Beginning {
 /// Where a function is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Site {
-    pub function: &'static str,
-    /// Program of its entry.
-    pub program: &'static str,
+    pub function: &'static Function,
     /// In the file.
     pub offset: u64,
     pub beginning: Beginning,
@@ -53,11 +135,11 @@ pub struct Found {
     pub other: Option<&'static str>,
 }
 
-/// Reads a file's symbols.
+/// Looks for functions in a file's symbols.
 ///
 /// # Errors
 /// It cannot be read, or is no 64-bit ELF file.
-pub fn find(file: &Path) -> Result<Found> {
+pub fn find(file: &Path, functions: &'static [Function]) -> Result<Found> {
     let cache = ReadCache::new(File::open(file)?);
     let data = &cache;
     let header = Header::parse(data)?;
@@ -76,23 +158,22 @@ pub fn find(file: &Path) -> Result<Found> {
             if found.other.is_none() && memchr::memmem::find(name, RUSTLS).is_some() {
                 found.other = Some("rustls");
             }
-            let known = FUNCTIONS.iter().find(|(f, _)| f.as_bytes() == name);
-            if let Some((function, program)) = known
-                && !found.sites.iter().any(|s| s.function == *function)
+            let known = functions.iter().find(|f| f.name.as_bytes() == name);
+            if let Some(function) = known
+                && !found.sites.iter().any(|s| s.function == function)
             {
                 let address = symbol.st_value(endian);
                 let offset = offset_of(header, endian, data, address)
-                    .with_context(|| format!("{function} is in no segment"))?;
+                    .with_context(|| format!("{} is in no segment", function.name))?;
                 found.sites.push(Site {
                     function,
-                    program,
                     offset,
                     beginning: beginning(data.read_bytes_at(offset, 5).unwrap_or_default()),
                 });
             }
         }
     }
-    found.sites.sort_by_key(|site| site.function);
+    found.sites.sort_by_key(|site| site.function.name);
     // A program that is linked at a fixed address has it in a section of its own.
     let go = [&b".gopclntab"[..], b".data.rel.ro.gopclntab"];
     for section in sections.iter() {
@@ -160,8 +241,8 @@ mod tests {
     #[test]
     fn a_program_without_tls_has_no_functions_of_it() {
         let own = std::env::current_exe().unwrap();
-        assert_eq!(find(&own).unwrap(), Found::default());
-        assert!(find(Path::new("/proc/self/maps")).is_err());
+        assert_eq!(find(&own, TLS.functions).unwrap(), Found::default());
+        assert!(find(Path::new("/proc/self/maps"), TLS.functions).is_err());
     }
 
     #[test]
