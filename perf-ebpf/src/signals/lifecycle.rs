@@ -81,6 +81,7 @@ pub fn fork(parent: &ThreadState, child: Typed) {
             user_stack: 0,
         }; 4],
         sys_enter_ns: 0,
+        told_ns: 0,
         samples_user: 0,
         samples_kernel: 0,
         tls: TlsCall {
@@ -88,6 +89,7 @@ pub fn fork(parent: &ThreadState, child: Typed) {
             buffer: 0,
             length_at: 0,
             moved_ns: 0,
+            account_ns: 0,
         },
         tid,
         tgid,

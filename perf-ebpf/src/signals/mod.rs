@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod ledger;
 pub mod lifecycle;
 pub mod python;
+pub mod requests;
 pub mod sockets;
 pub mod stacks;
 pub mod syscalls;
