@@ -9,6 +9,7 @@ mod coverage;
 mod finding;
 mod ledger;
 mod profile;
+mod requests;
 mod sockets;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ pub use coverage::*;
 pub use finding::*;
 pub use ledger::*;
 pub use profile::*;
+pub use requests::*;
 pub use sockets::*;
 
 /// Version of the output contract, the field `v`.
@@ -48,6 +50,7 @@ pub enum Body {
     Profile(Profile),
     Connections(Connections),
     Statements(Statements),
+    Requests(Requests),
     Finding(Finding),
     Coverage(Coverage),
     Dropped(Dropped),
@@ -63,6 +66,7 @@ impl Body {
             Body::Profile(line) => &line.stamp,
             Body::Connections(line) => &line.stamp,
             Body::Statements(line) => &line.stamp,
+            Body::Requests(line) => &line.stamp,
             Body::Finding(line) => &line.stamp,
             Body::Coverage(line) => &line.stamp,
             Body::Dropped(line) => &line.stamp,
@@ -165,6 +169,7 @@ pub struct ProcessReport {
     pub profile: Profile,
     pub connections: Option<Connections>,
     pub statements: Option<Statements>,
+    pub requests: Option<Requests>,
 }
 
 /// Everything of one window, in the order it is emitted.

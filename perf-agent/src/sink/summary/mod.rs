@@ -3,6 +3,7 @@
 
 mod peers;
 mod render;
+mod requests;
 mod sections;
 mod state;
 
