@@ -11,7 +11,10 @@ use perf_ebpf_common::{
     },
 };
 
-use super::sockets::{DATA, count};
+use super::{
+    ledger,
+    sockets::{DATA, count},
+};
 use crate::{file::NO_WAKEUP, prelude::*};
 
 /// Thread `t` moves bytes of a server's connection: tells its account, unless it has not left the CPU
@@ -26,6 +29,7 @@ pub fn tell(t: &mut ThreadState, now: u64) {
 /// VERIFIER: a function of its own, so that what follows is verified once.
 #[inline(never)]
 fn send(t: &mut ThreadState, now: u64) -> u64 {
+    ledger::settle(t);
     count(record::THREAD_TOTALS);
     let Some(mut slot) = DATA.reserve::<ThreadTotals>(0) else {
         lose(Loss::DataRingFull);
