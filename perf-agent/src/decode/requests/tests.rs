@@ -201,7 +201,7 @@ fn interleaved_requests_are_not_attributed() {
         let mut started = BTreeMap::new();
         for (i, event) in order.chars().enumerate() {
             let at = (10 + i as u64) * MS;
-            let connection = u64::from(event.to_ascii_lowercase() == 'b');
+            let connection = u64::from(event.eq_ignore_ascii_case(&'b'));
             if event.is_ascii_lowercase() {
                 started.insert(connection, at);
                 server.reads(1, connection, at);
