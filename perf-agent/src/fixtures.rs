@@ -325,6 +325,72 @@ fn full_statements() -> Statements {
     }
 }
 
+fn full_requests() -> Requests {
+    Requests {
+        stamp: stamp(),
+        who: who(),
+        window: window(),
+        requests: vec![request("GET /orders/*")],
+    }
+}
+
+/// Requests of a route of which one of two is attributed.
+pub fn request(text: &str) -> RequestRow {
+    let ledger = RequestLedger {
+        latency_ns: 1_000,
+        classes: classes(&[("cpu", 300), ("net.postgresql", 690)]),
+        residual_ns: 10,
+    };
+    let downstream = vec![Downstream {
+        protocol: "postgresql".into(),
+        peer: "10.0.0.9:5432".into(),
+        count: 2,
+        errors: 1,
+        time_ns: 690,
+        statements: vec![DownstreamStatement {
+            text: "SELECT ?".into(),
+            count: 2,
+            errors: 1,
+            sum_ns: 690,
+        }],
+    }];
+    RequestRow {
+        protocol: "http".into(),
+        fingerprint: "0123456789abcdef".into(),
+        text: text.into(),
+        count: 2,
+        errors: 1,
+        errors_by_code: map("503", 1),
+        latency: latency(2),
+        attributed: 1,
+        unattributed: map("interleaved", 1),
+        ledger: ledger.clone(),
+        downstream: downstream.clone(),
+        slowest: vec![
+            SlowRequest {
+                started_ns: 5_000_001_000,
+                latency_ns: 1_000,
+                tid: 4242,
+                error: Some("503".into()),
+                trace_id: Some("4bf92f3577b34da6a3ce929d0e0e4736".into()),
+                unattributed: None,
+                ledger: Some(ledger),
+                downstream,
+            },
+            SlowRequest {
+                started_ns: 5_000_000_000,
+                latency_ns: 1_000,
+                tid: 4242,
+                error: None,
+                trace_id: None,
+                unattributed: Some("interleaved".into()),
+                ledger: None,
+                downstream: Vec::new(),
+            },
+        ],
+    }
+}
+
 /// A statement asked `count` times of one server, each answered after `ns`.
 pub fn statement(text: &str, count: u64, ns: u64) -> StatementRow {
     let each = Latency {
@@ -430,6 +496,11 @@ fn full_coverage() -> Coverage {
             unattributed_statements: 1,
             anomalies: map("orphan_answers", 1),
         },
+        requests: RequestCoverage {
+            served: 2,
+            attributed: 1,
+            unattributed: map("interleaved", 1),
+        },
         frames: 20,
         unsymbolized_frames: 2,
         stack_memo: StackMemoCoverage {
@@ -512,6 +583,7 @@ pub fn full_lines() -> Vec<Line> {
         Body::Profile(full_profile()),
         Body::Connections(full_connections()),
         Body::Statements(full_statements()),
+        Body::Requests(full_requests()),
         Body::Finding(full_finding()),
         Body::Coverage(full_coverage()),
         Body::Dropped(full_dropped()),
@@ -531,6 +603,7 @@ fn in_every_type(body: Body) -> Line {
         | Body::Profile(_)
         | Body::Connections(_)
         | Body::Statements(_)
+        | Body::Requests(_)
         | Body::Finding(_)
         | Body::Coverage(_)
         | Body::Dropped(_)
@@ -559,6 +632,8 @@ pub fn minimal_lines() -> Vec<Line> {
     connections.connections.clear();
     let mut statements = full_statements();
     statements.statements.clear();
+    let mut requests = full_requests();
+    requests.requests.clear();
     let mut bye = full_bye();
     bye.lost.clear();
     bye.streams.clear();
@@ -570,6 +645,7 @@ pub fn minimal_lines() -> Vec<Line> {
         Body::Profile(profile),
         Body::Connections(connections),
         Body::Statements(statements),
+        Body::Requests(requests),
         Body::Finding(finding),
         Body::Coverage(Coverage {
             stamp: stamp(),
@@ -617,6 +693,7 @@ pub fn minimal_report(comm: &str) -> ProcessReport {
         connections: None,
         statements: None,
         allocations: Vec::new(),
+        requests: None,
     }
 }
 

@@ -96,7 +96,7 @@ fn directory() -> TempDir {
 }
 
 /// A port nobody listens on now.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
     listener.unwrap_or_else(|e| panic!("a port: {e}")).port()
 }
@@ -390,6 +390,11 @@ impl Postgres {
         };
         must(postgres.pgbench().args(["-i", "-q", "-s", "2", "postgres"]));
         postgres
+    }
+
+    /// The socket it listens on.
+    pub fn socket(&self) -> PathBuf {
+        self.sockets.join(format!(".s.PGSQL.{PORT}"))
     }
 
     /// pgbench's own log of a run: latency of every transaction, in microseconds.

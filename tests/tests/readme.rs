@@ -27,6 +27,10 @@ const COMMANDS: &[(&str, Expected)] = &[
         "slowest statements by total time, with their 95th percentile in ms",
         slowest,
     ),
+    (
+        "what a request waits for: ms of each class, on average, of the routes that are attributed",
+        waits,
+    ),
     ("connections with retransmits or resets", retransmits),
     ("was anything lost, or a reader too slow?", lost),
 ];
@@ -121,6 +125,26 @@ fn slowest(lines: &[Value]) -> Vec<String> {
     sums.truncate(10);
     sums.into_iter()
         .map(|ns| (ns / 1_000_000).to_string())
+        .collect()
+}
+
+fn waits(lines: &[Value]) -> Vec<String> {
+    rows(lines, "requests")
+        .filter_map(|row| {
+            let attributed = row["attributed"].as_u64().filter(|n| *n > 0)?;
+            let classes = row["ledger"]["classes"].as_object()?;
+            let ms = |ns: &Value| ns.as_f64().unwrap_or(0.0) / attributed as f64 / 1e6;
+            let classes = classes.iter().map(|(class, ns)| {
+                let text = serde_json::to_string(class).unwrap_or_default();
+                format!("{text}:{}", ms(ns).round())
+            });
+            let classes: Vec<String> = classes.collect();
+            Some(format!(
+                "{{\"text\":{},\"ms\":{{{}}}}}",
+                row["text"],
+                classes.join(",")
+            ))
+        })
         .collect()
 }
 

@@ -13,8 +13,8 @@ use crate::{
     drain::{EndFact, Start, WindowFact},
     model::{
         AgentCost, BlockIo, Body, Bye, Coverage, Finding, Hello, Ledger, Line, Process,
-        ProcessReport, Profile, SignalState, SocketCoverage, StackMemoCoverage, Stamp, Syscalls,
-        Throttled, Window, WindowReport,
+        ProcessReport, Profile, RequestCoverage, SignalState, SocketCoverage, StackMemoCoverage,
+        Stamp, Syscalls, Throttled, Window, WindowReport,
     },
     signals::{histograms::Histograms, latency},
 };
@@ -127,6 +127,7 @@ impl Context<'_> {
             connections: None,
             statements: None,
             allocations: Vec::new(),
+            requests: None,
         }
     }
 }
@@ -192,6 +193,7 @@ pub fn coverage(
         bytes_seen: 0,
         bytes_decoded: 0,
         sockets: SocketCoverage::default(),
+        requests: RequestCoverage::default(),
         frames: frames().count() as u64,
         unsymbolized_frames: frames().filter(|f| !f.symbolized).count() as u64,
         stack_memo: StackMemoCoverage {
@@ -241,6 +243,7 @@ pub fn in_order(report: WindowReport, findings: Vec<Finding>) -> Vec<Line> {
         }
         lines.extend(process.connections.map(|c| Line::new(Body::Connections(c))));
         lines.extend(process.statements.map(|s| Line::new(Body::Statements(s))));
+        lines.extend(process.requests.map(|r| Line::new(Body::Requests(r))));
     }
     lines.extend(findings.into_iter().map(|f| Line::new(Body::Finding(f))));
     lines.push(Line::new(Body::Coverage(report.coverage)));

@@ -176,6 +176,7 @@ impl Pipeline {
             Fact::Slice(s) => self.calls.slice(s),
             Fact::Connections(c) => self.sockets.connections.clone_from(&c.rows),
             Fact::Statements(s) => self.sockets.statements.clone_from(&s.rows),
+            Fact::Requests(r) => self.sockets.requests.clone_from(&r.rows),
             Fact::Traffic(t) => self.sockets.traffic = t.clone(),
             Fact::Window(w) => return self.window(w),
             Fact::End(e) => return vec![self.bye(e)],

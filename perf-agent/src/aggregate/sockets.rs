@@ -1,10 +1,10 @@
-//! Connections and statements of a window, by process.
+//! Connections, statements and requests of a window, by process.
 
 use crate::{
-    drain::{ConnectionFact, StatementFact, TrafficFact},
+    drain::{ConnectionFact, RequestFact, StatementFact, TrafficFact},
     model::{
-        ConnectionRow, Connections, Coverage, ProcessReport, SocketCoverage, Stamp, StatementRow,
-        Statements, Window,
+        ConnectionRow, Connections, Coverage, ProcessReport, RequestCoverage, RequestRow, Requests,
+        SocketCoverage, Stamp, StatementRow, Statements, Window,
     },
 };
 
@@ -13,7 +13,9 @@ use crate::{
 pub struct Sockets {
     pub connections: Vec<ConnectionFact>,
     pub statements: Vec<StatementFact>,
+    pub requests: Vec<RequestFact>,
     pub traffic: TrafficFact,
+    request_coverage: RequestCoverage,
 }
 
 impl Sockets {
@@ -31,6 +33,18 @@ impl Sockets {
             .extract_if(.., |s| of_process(s.pid))
             .map(|s| statement(s, window))
             .collect();
+        let requests: Vec<RequestRow> = self
+            .requests
+            .extract_if(.., |r| of_process(r.pid))
+            .map(|r| r.row)
+            .collect();
+        cover_requests(&mut self.request_coverage, &requests);
+        report.requests = (!requests.is_empty()).then(|| Requests {
+            stamp: stamp.clone(),
+            who: who.clone(),
+            window,
+            requests,
+        });
         report.connections = (!connections.is_empty()).then(|| Connections {
             stamp: stamp.clone(),
             who: who.clone(),
@@ -62,6 +76,19 @@ impl Sockets {
             anomalies: traffic.anomalies,
         };
         self.connections.clear();
+        let rest: Vec<RequestRow> = self.requests.drain(..).map(|r| r.row).collect();
+        cover_requests(&mut self.request_coverage, &rest);
+        coverage.requests = std::mem::take(&mut self.request_coverage);
+    }
+}
+
+fn cover_requests(coverage: &mut RequestCoverage, rows: &[RequestRow]) {
+    for row in rows {
+        coverage.served += row.count;
+        coverage.attributed += row.attributed;
+        for (reason, n) in &row.unattributed {
+            *coverage.unattributed.entry(reason.clone()).or_default() += n;
+        }
     }
 }
 

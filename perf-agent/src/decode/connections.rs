@@ -9,7 +9,10 @@ use std::{
 use perf_ebpf_common::{
     Wire as _, class, fd,
     signals::{
+        RecordHeader,
         ledger::detail,
+        record,
+        requests::ThreadTotals,
         sockets::{Connection, SocketData, direction},
     },
 };
@@ -19,8 +22,9 @@ use super::{
     Joined, Options, Output, Protocol,
     conversation::{Captured, Conversation},
     gathered::Gathered,
+    requests::{Piece, Serving},
 };
-use crate::drain::{ConnectionFact, StatementFact, TrafficFact};
+use crate::drain::{ConnectionFact, RequestFact, StatementFact, TrafficFact};
 
 /// Connections shown of a window, the busiest first.
 const MAX_SHOWN: usize = 100;
@@ -37,6 +41,8 @@ struct Known {
     before: Connection,
     age_new: bool,
     conversation: Option<Conversation>,
+    /// Of a connection whose server the target is.
+    serving: Serving,
     /// Place of the other end's name.
     peer: u32,
     /// Data that came before the description.
@@ -81,6 +87,7 @@ pub enum Taken {
 pub struct WindowFacts {
     pub connections: Vec<ConnectionFact>,
     pub statements: Vec<StatementFact>,
+    pub requests: Vec<RequestFact>,
     pub traffic: TrafficFact,
 }
 
@@ -167,11 +174,20 @@ impl Connections {
         if let Some(conversation) = &mut known.conversation {
             conversation.end(&mut self.output);
         }
+        self.gathered.requests.answered(&mut known.serving);
         self.gather(connection.id);
     }
 
     /// Takes a record of the data ring.
     pub fn data(&mut self, record: &[u8]) -> Taken {
+        let kind = RecordHeader::from_bytes(record).map(|header| header.kind);
+        if kind == Some(record::THREAD_TOTALS) {
+            let Some(totals) = ThreadTotals::from_bytes(record) else {
+                return Taken::Refused;
+            };
+            self.gathered.requests.told(&totals);
+            return Taken::Read;
+        }
         let Some(data) = SocketData::from_bytes(record) else {
             return Taken::Refused;
         };
@@ -224,6 +240,18 @@ impl Connections {
         {
             self.found.push((data.id, class_of(protocol)));
         }
+        let served = Piece {
+            connection: data.id,
+            tid: data.tid,
+            tgid: data.tgid,
+            at_ns: data.header.at_ns,
+            account_ns: data.account_ns,
+            sent: piece.sent,
+            in_flight: 0,
+        };
+        let (serving, of) = (&mut known.serving, (served, known.peer));
+        self.gathered
+            .passed(conversation, serving, of, &self.output);
         let of = (known.tgid, known.peer);
         self.gathered.take(Some(conversation), of, &mut self.output);
         Taken::Read
@@ -241,6 +269,14 @@ impl Connections {
     /// Takes what a decoder just gave into the window.
     fn gather(&mut self, id: u64) {
         if let Some(known) = self.known.get_mut(&id) {
+            if let Some(conversation) = &known.conversation
+                && let (Some(protocol), false) = (conversation.protocol(), conversation.is_client())
+            {
+                let exchanges = &self.output.exchanges;
+                self.gathered
+                    .requests
+                    .ended(known.tgid, protocol, exchanges);
+            }
             let (conversation, of) = (known.conversation.as_mut(), (known.tgid, known.peer));
             self.gathered.take(conversation, of, &mut self.output);
         }
@@ -275,10 +311,16 @@ impl Connections {
             self.end_of_window(id, end_ns, &there, &mut rows);
             self.gather(id);
         }
+        let requests = &mut self.gathered.requests;
         self.known.retain(|id, k| {
             k.missing = if there.contains(id) { 0 } else { k.missing + 1 };
-            !k.closed && k.missing < FORGET_AFTER
+            let kept = !k.closed && k.missing < FORGET_AFTER;
+            if !kept {
+                requests.answered(&mut k.serving);
+            }
+            kept
         });
+        requests.forget(end_ns);
         let decoded = std::mem::take(&mut self.output.decoded);
         self.gathered.traffic.bytes_decoded = decoded[0] + decoded[1];
         self.gathered.traffic.bytes_encrypted = std::mem::take(&mut self.tls_bytes);
@@ -299,12 +341,20 @@ impl Connections {
             self.gathered.traffic.rest_bytes += rest.tx_bytes + rest.rx_bytes;
         }
         let peers = &self.peers;
-        let statements = self.gathered.statements.window(&self.output, |place| {
-            peers.get(place as usize).cloned().unwrap_or_default()
-        });
+        let peer = |place: u32| peers.get(place as usize).cloned().unwrap_or_default();
+        let Gathered {
+            statements,
+            requests,
+            ..
+        } = &mut self.gathered;
+        let requests = requests
+            .routes
+            .window(statements.served(), &self.output, peer);
+        let statements = statements.window(&self.output, peer);
         WindowFacts {
             connections: rows,
             statements,
+            requests,
             traffic: std::mem::take(&mut self.gathered.traffic),
         }
     }
@@ -425,6 +475,7 @@ impl Known {
             before: Connection::default(),
             age_new: false,
             conversation: None,
+            serving: Serving::default(),
             peer: 0,
             early: Vec::new(),
             early_bytes: 0,

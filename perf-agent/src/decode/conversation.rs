@@ -62,6 +62,8 @@ pub struct Conversation {
     /// Thread of the piece before; once two have been seen their pieces may come out of order.
     tid: u32,
     shared: bool,
+    /// Thread of the last request.
+    asked_by: u32,
     /// An answer that came before its request, from another thread.
     held: Vec<(u64, Vec<u8>)>,
     malformed: u64,
@@ -98,6 +100,7 @@ impl Conversation {
             expected: [None; 2],
             tid: 0,
             shared: false,
+            asked_by: 0,
             held: Vec::new(),
             malformed: 0,
             answered: 0,
@@ -143,6 +146,11 @@ impl Conversation {
         }
     }
 
+    /// Whether the thread that moved the last piece moved the request before it.
+    pub fn is_one_threads(&self) -> bool {
+        self.asked_by == self.tid
+    }
+
     /// Takes a piece; what it completes is in `output`.
     #[inline]
     pub fn take(&mut self, piece: &Captured, output: &mut Output) {
@@ -158,6 +166,9 @@ impl Conversation {
         }
         self.shared |= self.tid != 0 && self.tid != piece.tid;
         self.tid = piece.tid;
+        if direction == Direction::Request {
+            self.asked_by = piece.tid;
+        }
         if !self.shared {
             self.catch_up(direction.other(), piece, output);
         }

@@ -113,6 +113,7 @@ impl<T> Correlated<T> {
             error: outcome.error,
             hits: outcome.hits,
             misses: outcome.misses,
+            trace: None,
         });
         self.free_ns = last_ns;
         if in_order && std::mem::take(&mut self.answers_lost) {

@@ -3,6 +3,7 @@
 use super::{
     Output, Transaction,
     conversation::Conversation,
+    requests::{Piece, Requests, Serving},
     statements::{Key, Statements},
 };
 use crate::drain::TrafficFact;
@@ -11,10 +12,36 @@ use crate::drain::TrafficFact;
 #[derive(Default)]
 pub struct Gathered {
     pub statements: Statements,
+    pub requests: Requests,
     pub traffic: TrafficFact,
 }
 
 impl Gathered {
+    /// Tells the requests of a piece that a conversation took, before [`Gathered::take`].
+    pub fn passed(
+        &mut self,
+        conversation: &mut Conversation,
+        serving: &mut Serving,
+        (mut piece, peer): (Piece, u32),
+        output: &Output,
+    ) {
+        let protocol = conversation.protocol();
+        let exchanges = &output.exchanges;
+        if conversation.is_client() {
+            if let (Some(protocol), false) = (protocol, exchanges.is_empty())
+                && conversation.is_one_threads()
+            {
+                self.requests.called(piece.tid, (protocol, peer), exchanges);
+            }
+            return;
+        }
+        piece.in_flight = match protocol {
+            Some(_) => conversation.in_flight(),
+            None => usize::from(!piece.sent),
+        };
+        self.requests.served(serving, &piece, protocol, exchanges);
+    }
+
     /// Takes what the decoder of a connection just gave; process and peer are its statements'.
     pub fn take(
         &mut self,

@@ -14,7 +14,7 @@ use httparse::{EMPTY_HEADER, Header, ParserConfig};
 
 use super::{
     Anomaly, Decoder, Direction, Entry, Joined, Outcome, Output, Outstanding, Protocol, Sync,
-    TextId, Verdict, keys,
+    TextId, TraceId, Verdict, keys,
     lexer::{Item, Lexer},
     route,
     sync::Piece,
@@ -87,6 +87,7 @@ struct Asked {
     /// The answer to `HEAD` has no body, whatever its fields say.
     head: bool,
     connect: bool,
+    trace: Option<TraceId>,
 }
 
 /// How a message goes on.
@@ -197,7 +198,7 @@ fn read(direction: Direction, head: &[u8], output: &mut Output) -> Read {
             if fields.invalid || fields.encoded {
                 return Read::Malformed;
             }
-            let asked = Asked::of(method);
+            let asked = Asked::of(method, request.headers);
             let text = shape(method, target.as_bytes(), output);
             Read::Request(text, asked, fields.body().unwrap_or(Part::Head))
         }
@@ -229,10 +230,14 @@ fn shape(method: &str, target: &[u8], output: &mut Output) -> TextId {
 }
 
 impl Asked {
-    fn of(method: &str) -> Asked {
+    fn of(method: &str, headers: &[Header<'_>]) -> Asked {
+        let trace = headers
+            .iter()
+            .find(|h| h.name.eq_ignore_ascii_case("traceparent"));
         Asked {
             head: method == "HEAD",
             connect: method == "CONNECT",
+            trace: trace.and_then(|h| TraceId::parse(h.value)),
         }
     }
 }
@@ -428,7 +433,11 @@ impl Http {
             return;
         }
         if way.answers {
+            let trace = self.outstanding.next().and_then(|asked| asked.trace);
             self.outstanding.answer(at_ns, way.outcome, output);
+            if let (Some(_), Some(exchange)) = (trace, output.exchanges.last_mut()) {
+                exchange.trace = trace;
+            }
         } else {
             self.outstanding.orphan(at_ns, output);
         }

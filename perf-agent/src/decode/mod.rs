@@ -27,6 +27,7 @@ pub mod output;
 pub mod outstanding;
 pub mod postgresql;
 mod redis;
+pub mod requests;
 pub mod route;
 pub mod seek;
 pub mod shapes;
@@ -36,10 +37,12 @@ pub mod sync;
 #[cfg(test)]
 mod testing;
 pub mod tls;
+pub mod trace_context;
 
 pub use output::{Anomaly, Exchange, Options, Output, TextId, Transaction};
 pub use outstanding::{Outcome, Outstanding};
 pub use sync::Sync;
+pub use trace_context::TraceId;
 
 /// Which way bytes flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
 };
 
-use super::{Direction, key_texts::KeyTexts, keys, shapes::Shapes};
+use super::{Direction, TraceId, key_texts::KeyTexts, keys, shapes::Shapes};
 
 /// Texts kept at one time; what is new past it shares one text.
 const MAX_TEXTS: usize = 16384;
@@ -43,6 +43,8 @@ pub struct Exchange {
     /// Cache lookups in it that found something, and that found nothing.
     pub hits: u32,
     pub misses: u32,
+    /// The trace that the request says it belongs to.
+    pub trace: Option<TraceId>,
 }
 
 impl Exchange {

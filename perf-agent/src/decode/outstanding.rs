@@ -205,6 +205,7 @@ impl<T> Outstanding<T> {
             error: outcome.error,
             hits: outcome.hits,
             misses: outcome.misses,
+            trace: None,
         };
         self.free_ns = at_ns;
         Some(exchange)
@@ -250,6 +251,7 @@ impl<T> Outstanding<T> {
                 error: Some(error),
                 hits: 0,
                 misses: 0,
+                trace: None,
             });
         }
     }

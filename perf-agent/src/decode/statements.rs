@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use super::{
     Exchange, Output, Protocol, TextId,
     conversation::{Conversation, Run},
+    requests::Served,
 };
 use crate::{drain::StatementFact, model::Latency};
 
@@ -70,6 +71,14 @@ impl Times {
             let _ = self.histogram.record_n(ns, times);
             self.max_ns = self.max_ns.max(ns);
         }
+    }
+
+    fn merge(&mut self, other: &mut Times) {
+        other.enter();
+        // As in `enter`.
+        let _ = self.histogram.add(&other.histogram);
+        self.sum_ns += other.sum_ns;
+        self.max_ns = self.max_ns.max(other.max_ns);
     }
 
     fn summary(&mut self) -> Latency {
@@ -261,6 +270,31 @@ impl Statements {
         }
     }
 
+    /// What was asked of the target as a server, whoever asked.
+    pub fn served(&mut self) -> Vec<Served> {
+        let mut places: HashMap<(u32, Protocol, TextId), usize> = HashMap::new();
+        let mut sums: Vec<(Times, Served)> = Vec::new();
+        let rows = self.rows.iter_mut();
+        for row in rows.filter(|row| !row.key.client && row.exchanges > 0) {
+            let key = (row.key.tgid, row.key.protocol, row.key.text);
+            let place = *places.entry(key).or_insert(sums.len());
+            if place == sums.len() {
+                let Some(times) = Times::new() else { continue };
+                sums.push((times, Served::of(key)));
+            }
+            let (times, served) = &mut sums[place];
+            times.merge(&mut row.latency);
+            for (error, n) in &row.errors {
+                *served.errors.entry(*error).or_default() += n;
+            }
+        }
+        let told = sums.into_iter().map(|(mut times, served)| Served {
+            latency: times.summary(),
+            ..served
+        });
+        told.collect()
+    }
+
     /// Ends a window; the rows in an order that depends on nothing but their content.
     pub fn window(&mut self, output: &Output, peer: impl Fn(u32) -> String) -> Vec<StatementFact> {
         self.generation += 1;
@@ -320,6 +354,7 @@ mod tests {
             error: error.then_some(TextId(3)),
             hits: queued as u32,
             misses: 1,
+            trace: None,
         }
     }
 

@@ -1,15 +1,17 @@
 //! Statements and routes that take longer than was asked for: which percentile, by how far, since
 //! when.
 //!
-//! Looked at are the rows of `statements`, of both roles, against `[targets]`, `[[target]]` and
+//! Looked at are the rows of `statements`, and of `requests` where the target is the server, against `[targets]`, `[[target]]` and
 //! `--target`. Latencies are between those that count as missed and those that count as met for a
 //! while before a finding goes: one near its target would come and go with every window.
+
+use std::borrow::Cow;
 
 use super::settings::{Share, thresholds};
 use super::targets::Percentile;
 use super::view::{View, ratio};
 use super::{Candidate, Explain, evidence, statements};
-use crate::model::{Latency, Level, StatementRow};
+use crate::model::{Latency, Level, RequestRow, StatementRow};
 use crate::sink::units;
 
 thresholds! {
@@ -40,9 +42,46 @@ pub const EXPLAIN: Explain = Explain {
 const ERROR_PART: u64 = 32;
 
 pub fn find(view: &View) -> Vec<Candidate> {
-    let rows = view.statements().filter(|row| statements::is_judged(row));
+    let rows = rows(view);
+    let rows = rows.iter().filter(|row| statements::is_judged(row));
     rows.filter_map(|row| candidate(view, row, &worst(view, row)?))
         .collect()
+}
+
+/// What is held against the limits: a client's statements by peer, and what a server answers whoever
+/// asked, as a route that many hosts ask for has few answers for each of them.
+fn rows<'a>(view: &View<'a>) -> Vec<Cow<'a, StatementRow>> {
+    let mut rows: Vec<Cow<StatementRow>> = Vec::new();
+    for row in view.statements() {
+        let all = request(view, row);
+        let Some(all) = all else {
+            rows.push(Cow::Borrowed(row));
+            continue;
+        };
+        let same = |r: &&mut Cow<StatementRow>| {
+            (&r.role, &r.protocol, &r.text) == (&row.role, &row.protocol, &row.text)
+        };
+        if let Some(sum) = rows.iter_mut().find(same) {
+            let sum = sum.to_mut();
+            sum.queued.sum_ns += row.queued.sum_ns;
+            sum.peer.clear();
+        } else {
+            rows.push(Cow::Owned(StatementRow {
+                count: all.count,
+                latency: all.latency,
+                ..row.clone()
+            }));
+        }
+    }
+    rows
+}
+
+/// All requests of a server's row.
+fn request<'a>(view: &View<'a>, row: &StatementRow) -> Option<&'a RequestRow> {
+    let is_it = |r: &&RequestRow| (&r.protocol, &r.text) == (&row.protocol, &row.text);
+    view.requests()
+        .find(is_it)
+        .filter(|_| !statements::is_client(&row.role))
 }
 
 /// A percentile against its limit.
@@ -102,7 +141,8 @@ fn candidate(view: &View, row: &StatementRow, missed: &Missed) -> Option<Candida
         evidence("answers", view.per_s(answers) as f64, "1/s", answers),
         evidence("median", row.latency.p50_ns as f64, "ns", answers),
     ];
-    found.recommendations = recommendations(row, client);
+    found.recommendations = spent(view, row).into_iter().collect();
+    found.recommendations.extend(recommendations(row, client));
     Some(found)
 }
 
@@ -147,6 +187,27 @@ fn title(row: &StatementRow, missed: &Missed, client: bool) -> String {
     )
 }
 
+/// What the requests of a server's row spend most of their time in, where that is known of half of them.
+fn spent(view: &View, row: &StatementRow) -> Option<String> {
+    let row = request(view, row)?;
+    let (class, ns) = row.ledger.classes.iter().max_by_key(|(_, ns)| **ns)?;
+    if 2 * row.attributed < row.count || row.attributed == 0 {
+        return None;
+    }
+    let asked = row.downstream.iter();
+    let asked = asked.filter(|peer| class.strip_prefix("net.") == Some(&peer.protocol));
+    let asked: u64 = asked.map(|peer| peer.count).sum();
+    let statements = match asked {
+        0 => String::new(),
+        n => format!(", for {:.1} statements", n as f64 / row.attributed as f64),
+    };
+    Some(format!(
+        "Begin with `{class}`: {} of the {} a request takes on average{statements} (`requests` has the rest)",
+        units::duration(ns / row.attributed),
+        units::duration(row.ledger.latency_ns / row.attributed),
+    ))
+}
+
 fn recommendations(row: &StatementRow, client: bool) -> Vec<String> {
     let mut out = Vec::new();
     if row.queued.sum_ns * 2 > row.latency.sum_ns {
@@ -179,8 +240,8 @@ mod tests {
     use crate::detect::DATABASE_SPECIALIST;
     use crate::detect::settings::{Settings, Time};
     use crate::detect::targets::{Limits, Targets};
-    use crate::fixtures::{report, statement, thread, window};
-    use crate::model::{ProcessReport, Statements};
+    use crate::fixtures::{self, classes, report, statement, thread, window};
+    use crate::model::{ProcessReport, Requests, Statements};
 
     const MS: u64 = 1_000_000;
 
@@ -282,6 +343,39 @@ mod tests {
                 .map(|f| f.only_if_known);
             assert_eq!(known, states, "{p95_ms}");
         }
+    }
+
+    #[test]
+    fn a_route_is_judged_by_all_who_ask_for_it() {
+        let rows = ["10.0.0.7", "10.0.0.8"].map(|peer| StatementRow {
+            peer: peer.into(),
+            ..route(15, 50, 350)
+        });
+        let (mut report, settings) = (serving(rows.into()), settings(200));
+        assert_eq!(find(&View::with(&report, &settings)).len(), 0);
+        let mut all = fixtures::request("GET /orders/*");
+        (all.count, all.latency) = (30, route(30, 50, 350).latency);
+        (all.attributed, all.ledger.latency_ns) = (20, 20 * 100 * MS);
+        all.ledger.classes = classes(&[("cpu", 20 * 10 * MS), ("net.postgresql", 20 * 90 * MS)]);
+        all.downstream[0].count = 240;
+        report.requests = Some(Requests {
+            stamp: report.ledger.stamp.clone(),
+            who: report.ledger.who.clone(),
+            window: window(),
+            requests: vec![all],
+        });
+        let found = find(&View::with(&report, &settings));
+        assert_eq!(found.len(), 1);
+        assert_eq!(
+            found[0].title,
+            "p95 of `GET /orders/*` is 350 ms, 1.75 times the target of 200 ms"
+        );
+        assert_eq!(found[0].evidence[0].samples, 30);
+        assert_eq!(
+            found[0].recommendations[0],
+            "Begin with `net.postgresql`: 90.0 ms of the 100 ms a request takes on average, \
+             for 12.0 statements (`requests` has the rest)"
+        );
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use super::settings::Settings;
 use crate::model::{
     Classes, ConnectionRow, Connections, Frame, Latency, Ledger, Level, Process, ProcessReport,
-    Profile, Site, StatementRow, Statements, SyscallRow, Syscalls, ThreadLedger,
+    Profile, RequestRow, Requests, Site, StatementRow, Statements, SyscallRow, Syscalls,
+    ThreadLedger,
 };
 
 /// Libraries that are never "the program's own code".
@@ -105,6 +106,7 @@ pub struct View<'a> {
     pub profile: &'a Profile,
     connections: Option<&'a Connections>,
     statements: Option<&'a Statements>,
+    requests: Option<&'a Requests>,
     pub settings: &'a Settings,
 }
 
@@ -122,6 +124,7 @@ impl<'a> View<'a> {
             profile: &report.profile,
             connections: report.connections.as_ref(),
             statements: report.statements.as_ref(),
+            requests: report.requests.as_ref(),
             settings,
         }
     }
@@ -204,6 +207,12 @@ impl<'a> View<'a> {
     /// What was asked, and what the target was asked; none where it was not seen.
     pub fn statements(&self) -> impl Iterator<Item = &'a StatementRow> + use<'a> {
         let rows: &[StatementRow] = self.statements.map_or(&[], |line| &line.statements);
+        rows.iter()
+    }
+
+    /// What the target answered, by route or statement, whoever asked.
+    pub fn requests(&self) -> impl Iterator<Item = &'a RequestRow> + use<'a> {
+        let rows: &[RequestRow] = self.requests.map_or(&[], |line| &line.requests);
         rows.iter()
     }
 

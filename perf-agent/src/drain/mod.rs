@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Latency;
+use crate::model::{Latency, RequestRow};
 
 /// One piece of a trace.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +96,8 @@ pub enum Fact {
     Connections(ConnectionsFact),
     /// What was said on them, by statement.
     Statements(StatementsFact),
+    /// Requests that the target answered.
+    Requests(RequestsFact),
     /// How much of that could be read.
     Traffic(TrafficFact),
     Window(Box<WindowFact>),
@@ -295,6 +297,20 @@ pub struct StatementFact {
     pub run_exchanges: u64,
     pub longest_run: u64,
     pub led_by: Option<String>,
+}
+
+/// The requests of a window by route or statement, those that took longest in all first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RequestsFact {
+    pub rows: Vec<RequestFact>,
+}
+
+/// Requests of one shape that a process answered in a window.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RequestFact {
+    pub pid: u32,
+    #[serde(flatten)]
+    pub row: RequestRow,
 }
 
 /// Socket bytes of a window and what became of them.

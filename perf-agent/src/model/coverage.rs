@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Stamp, Window};
+use super::{RequestCoverage, Stamp, Window};
 
 /// What the figures of a window rest on.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -25,6 +25,7 @@ pub struct Coverage {
     pub bytes_seen: u64,
     pub bytes_decoded: u64,
     pub sockets: SocketCoverage,
+    pub requests: RequestCoverage,
     /// Frames of the stacks shown in this window: all, and those without a symbol.
     pub frames: u64,
     pub unsymbolized_frames: u64,

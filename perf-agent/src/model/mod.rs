@@ -11,6 +11,7 @@ mod finding;
 mod ledger;
 mod memory;
 mod profile;
+mod requests;
 mod sockets;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ pub use finding::*;
 pub use ledger::*;
 pub use memory::*;
 pub use profile::*;
+pub use requests::*;
 pub use sockets::*;
 
 /// Version of the output contract, the field `v`.
@@ -52,6 +54,7 @@ pub enum Body {
     Profile(Profile),
     Connections(Connections),
     Statements(Statements),
+    Requests(Requests),
     Finding(Finding),
     Coverage(Coverage),
     Dropped(Dropped),
@@ -67,6 +70,7 @@ impl Body {
             Body::Profile(line) => &line.stamp,
             Body::Connections(line) => &line.stamp,
             Body::Statements(line) => &line.stamp,
+            Body::Requests(line) => &line.stamp,
             Body::Finding(line) => &line.stamp,
             Body::Coverage(line) => &line.stamp,
             Body::Dropped(line) => &line.stamp,
@@ -171,6 +175,7 @@ pub struct ProcessReport {
     pub statements: Option<Statements>,
     /// Not part of the lines: of `profile --mode alloc`.
     pub allocations: Vec<AllocationSite>,
+    pub requests: Option<Requests>,
 }
 
 /// Everything of one window, in the order it is emitted.

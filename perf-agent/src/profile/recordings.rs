@@ -47,6 +47,7 @@ fn thread(spent_ns: [u64; class::COUNT], since_ns: u64, site: SiteKey) -> Thread
         site,
         memo: [StackMemo::EMPTY; MEMO_SLOTS],
         sys_enter_ns: 0,
+        told_ns: 0,
         samples_user: 3,
         samples_kernel: 0,
         tls: perf_ebpf_common::signals::tls::TlsCall::default(),

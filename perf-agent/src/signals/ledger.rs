@@ -56,6 +56,24 @@ impl Totals {
     /// closed in another, the difference of the first is negative: it is taken from the largest, so
     /// that the sum is kept and no class goes below zero.
     pub fn since(&self, before: &Totals) -> Totals {
+        self.grown(before)
+            .unwrap_or_else(|| self.since_moved(before))
+    }
+
+    /// The difference where no class is below what it was: the usual one, for every request.
+    fn grown(&self, before: &Totals) -> Option<Totals> {
+        let mut out = Totals {
+            spent_ns: [0; class::COUNT],
+            unaccounted_ns: self.unaccounted_ns.checked_sub(before.unaccounted_ns)?,
+        };
+        let parts = self.spent_ns.iter().zip(&before.spent_ns);
+        for (out, (now, was)) in out.spent_ns.iter_mut().zip(parts) {
+            *out = now.checked_sub(*was)?;
+        }
+        Some(out)
+    }
+
+    fn since_moved(&self, before: &Totals) -> Totals {
         let mut delta = [0i128; class::COUNT + 1];
         for (i, d) in delta.iter_mut().enumerate() {
             *d = i128::from(self.part(i)) - i128::from(before.part(i));

@@ -180,6 +180,8 @@ pub struct ThreadState {
     pub memo: [StackMemo; MEMO_SLOTS],
     /// Entry of the system call in flight, 0 for none.
     pub sys_enter_ns: u64,
+    /// `since_ns` of the account that user space was told last, see [`super::requests`].
+    pub told_ns: u64,
     /// Samples of the cpu-clock, in user and in kernel mode.
     pub samples_user: u64,
     pub samples_kernel: u64,
@@ -207,7 +209,7 @@ pub struct ThreadState {
     pub memo_next: u8,
     pub seq_tail: u64,
 }
-wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 8 + 8 * ASKED + 40 + 48 * MEMO_SLOTS + 24 + 32 + 16 + 16 + 8 + 8);
+wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 8 + 8 * ASKED + 40 + 48 * MEMO_SLOTS + 32 + 40 + 16 + 16 + 8 + 8);
 
 /// Histograms of one process, an element of the memory-mapped array `histograms`. Cumulative.
 #[repr(C)]

@@ -7,6 +7,7 @@ pub mod ledger;
 pub mod lifecycle;
 pub mod memory;
 pub mod python;
+pub mod requests;
 pub mod sockets;
 pub mod stacks;
 pub mod syscalls;
@@ -47,8 +48,10 @@ pub mod record {
     pub const SOCKET_DATA: u32 = 8;
     /// [`super::unwind::Missed`]
     pub const UNWIND_MISSED: u32 = 12;
+    /// [`super::requests::ThreadTotals`]
+    pub const THREAD_TOTALS: u32 = 13;
     /// One past the largest.
-    pub const END: usize = 13;
+    pub const END: usize = 14;
 }
 
 /// Count, sum, maximum and histogram of something timed. Cumulative; user space takes differences.

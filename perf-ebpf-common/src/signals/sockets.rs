@@ -108,6 +108,9 @@ pub struct SocketData {
     pub position: u64,
     /// Bytes of the other direction before these.
     pub other_position: u64,
+    /// [`super::ledger::ThreadState::since_ns`] of the thread when it moved them, 0 where that is not
+    /// known.
+    pub account_ns: u64,
     /// Bytes moved.
     pub bytes: u32,
     pub captured: u16,
@@ -120,7 +123,7 @@ pub struct SocketData {
     pub plaintext: u8,
     pub pad: [u8; 6],
 }
-wire!(SocketData => 16 + 24 + 4 + 4 + 8 + 8);
+wire!(SocketData => 16 + 32 + 4 + 4 + 8 + 8);
 
 /// Value of `connecting`, keyed by socket: a connect under way or done, until its first byte.
 #[repr(C)]

@@ -20,8 +20,10 @@ pub struct TlsCall {
     pub length_at: u64,
     /// The last socket transfer inside the call; 0 where there was none.
     pub moved_ns: u64,
+    /// [`super::ledger::ThreadState::since_ns`] at that transfer.
+    pub account_ns: u64,
 }
-wire!(TlsCall => 32);
+wire!(TlsCall => 40);
 
 /// Key of the map `tls_streams`.
 #[repr(C)]

@@ -9,7 +9,7 @@ mod reconcile;
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    helpers::generated::bpf_get_current_pid_tgid,
+    helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task},
     macros::map,
     maps::{Array, HashMap},
 };
@@ -293,6 +293,21 @@ pub fn switch_out(t: &mut ThreadState, task: Typed, preempted: bool, now: u64) -
     t.state = thread_state::BLOCKED;
     end(t);
     true
+}
+
+/// The current thread's account is about to be told: what its closed intervals lack is put right first.
+#[inline(always)]
+pub fn settle(t: &mut ThreadState) {
+    if offset!(task_run_delay) == ABSENT {
+        return;
+    }
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    if let Some(delay) = kernel::<u64>(task + offset!(task_run_delay) as u64) {
+        begin(t);
+        reconcile::waits(t, delay);
+        end(t);
+    }
 }
 
 /// Adds the stacks to the site of a thread that [`switch_out`] found blocked.

@@ -77,6 +77,7 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         site: SiteKey::EMPTY,
         memo: [StackMemo::EMPTY; MEMO_SLOTS],
         sys_enter_ns: 0,
+        told_ns: 0,
         samples_user: 0,
         samples_kernel: 0,
         tls: TlsCall {
@@ -84,6 +85,7 @@ pub fn fork(parent: &ThreadState, child: Typed) {
             buffer: 0,
             length_at: 0,
             moved_ns: 0,
+            account_ns: 0,
         },
         tid,
         tgid,

@@ -7,6 +7,7 @@ pub mod ledger;
 pub mod lifecycle;
 pub mod memory;
 pub mod python;
+pub mod requests;
 pub mod sockets;
 pub mod stacks;
 pub mod syscalls;

@@ -224,6 +224,9 @@ fn transfer(t: &mut ThreadState, socket: Socket, bytes: u64, to: u8, regs: &Regi
         }
         (before, c.tx_bytes)
     };
+    if is_server(c.kind) {
+        super::requests::tell(t, now);
+    }
     if super::tls::inside(t, socket, now) {
         return;
     }
@@ -243,6 +246,7 @@ fn transfer(t: &mut ThreadState, socket: Socket, bytes: u64, to: u8, regs: &Regi
         id: socket.id,
         position,
         other_position,
+        account_ns: t.since_ns,
         bytes: bytes as u32,
         captured: 0,
         tail: 0,
@@ -387,6 +391,11 @@ fn waiting(sk: u64) -> Option<&'static Connection> {
 #[inline(always)]
 const fn is_client(kind: u8) -> bool {
     matches!(kind, fd::TCP_CLIENT | fd::UNIX_CLIENT)
+}
+
+#[inline(always)]
+const fn is_server(kind: u8) -> bool {
+    matches!(kind, fd::TCP_SERVER | fd::UNIX_SERVER)
 }
 
 /// A connection on which thread `t` waits for an answer: what a wait for several things at once is

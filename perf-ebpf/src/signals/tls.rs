@@ -69,6 +69,7 @@ pub fn enter(t: &mut ThreadState, ctx: &ProbeContext, what: u8, ex: bool) {
         buffer: ctx.arg(1).unwrap_or(0),
         length_at: if ex { ctx.arg(3).unwrap_or(0) } else { 0 },
         moved_ns: 0,
+        account_ns: 0,
     };
     t.tls_call = what;
 }
@@ -81,6 +82,7 @@ pub fn inside(t: &mut ThreadState, socket: Socket, now: u64) -> bool {
         return false;
     }
     t.tls.moved_ns = now;
+    t.tls.account_ns = t.since_ns;
     let key = key(t);
     if let Some(stream) = STREAMS.get_ptr(&key) {
         // SAFETY: a live map value.
@@ -153,6 +155,7 @@ pub fn leave(t: &mut ThreadState, ctx: &RetProbeContext) {
         id: stream.id,
         position,
         other_position,
+        account_ns: t.tls.account_ns,
         bytes: bytes as u32,
         captured: 0,
         tail: 0,

@@ -14,6 +14,7 @@ pub mod fresh_pages;
 pub mod fsyncs;
 pub mod gate;
 pub mod http_requests;
+pub mod http_server;
 pub mod jit;
 pub mod lockfight;
 pub mod measured;
@@ -47,6 +48,8 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("fresh-pages", fresh_pages::run),
     ("fsyncs", fsyncs::run),
     ("http-requests", http_requests::run),
+    ("http-server-all", http_server::all::run),
+    ("http-server-threads", http_server::threads::run),
     ("jit", jit::run),
     ("jit-private-tmp", jit::run_in_private_tmp),
     ("lockfight", lockfight::run),

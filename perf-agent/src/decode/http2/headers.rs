@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-use super::super::{Output, TextId, route};
+use super::super::{Output, TextId, TraceId, route};
 use super::hpack::{Field, MAX_VALUE};
 
 /// Texts remembered by their method and path.
@@ -19,6 +19,7 @@ pub struct Fields {
     grpc: bool,
     pub status: Option<u16>,
     pub grpc_status: Option<u16>,
+    pub trace: Option<TraceId>,
     /// A field came from an entry that was not seen.
     unseen: bool,
 }
@@ -32,7 +33,7 @@ impl Fields {
         self.method.clear();
         self.path.clear();
         (self.grpc, self.unseen) = (false, false);
-        (self.status, self.grpc_status) = (None, None);
+        (self.status, self.grpc_status, self.trace) = (None, None, None);
     }
 
     pub fn add(&mut self, field: Field, value: &[u8]) {
@@ -43,6 +44,7 @@ impl Fields {
             Field::Status => self.status = number(value),
             Field::GrpcStatus => self.grpc_status = number(value),
             Field::ContentType => self.grpc |= value.starts_with(b"application/grpc"),
+            Field::TraceParent => self.trace = TraceId::parse(value),
             Field::Unseen => self.unseen = true,
             Field::Other => {}
         }

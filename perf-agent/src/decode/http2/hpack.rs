@@ -35,6 +35,7 @@ pub enum Field {
     Status,
     ContentType,
     GrpcStatus,
+    TraceParent,
     Other,
     /// Its name is in an entry that was not seen.
     Unseen,
@@ -47,6 +48,7 @@ fn field(name: &[u8]) -> Field {
         b":status" => Field::Status,
         b"content-type" => Field::ContentType,
         b"grpc-status" => Field::GrpcStatus,
+        b"traceparent" => Field::TraceParent,
         _ => Field::Other,
     }
 }

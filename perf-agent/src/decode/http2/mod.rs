@@ -31,7 +31,7 @@ use self::hpack::Table;
 use super::correlated::Correlated;
 use super::framing::Message;
 use super::lane::Lane;
-use super::{Anomaly, Decoder, Direction, Joined, Outcome, Output, TextId, Verdict};
+use super::{Anomaly, Decoder, Direction, Joined, Outcome, Output, TextId, TraceId, Verdict};
 
 /// Bytes of a frame kept when it comes in pieces: the largest frame peers send unless told
 /// otherwise (SETTINGS_MAX_FRAME_SIZE).
@@ -132,6 +132,7 @@ impl Decoder for Http2 {
 #[derive(Default)]
 struct Stream {
     error: Option<TextId>,
+    trace: Option<TraceId>,
     /// Its end may have been in a gap.
     doubtful: bool,
 }
@@ -338,8 +339,11 @@ impl State {
         self.last_stream = stream;
         self.known_from.get_or_insert(stream);
         let text = self.texts.text(&self.fields, output);
-        self.streams
-            .ask(stream, text, first_ns, Stream::default(), output);
+        let kind = Stream {
+            trace: self.fields.trace,
+            ..Stream::default()
+        };
+        self.streams.ask(stream, text, first_ns, kind, output);
     }
 
     fn response(&mut self, head: &Head, first_ns: u64, m: &Message<'_>, output: &mut Output) {
@@ -391,8 +395,12 @@ impl State {
                     error: waiting.kind.error,
                     ..Outcome::default()
                 };
+                let trace = waiting.kind.trace;
                 self.streams
                     .answer(stream, m.first_ns, m.last_ns, outcome, false, output);
+                if let (Some(_), Some(exchange)) = (trace, output.exchanges.last_mut()) {
+                    exchange.trace = trace;
+                }
             }
             None if self.known_from.is_none_or(|from| stream < from) => {
                 output.anomaly(Anomaly::Orphan, 1);

@@ -235,6 +235,7 @@ impl Text {
                 error: None,
                 hits: 0,
                 misses: 0,
+                trace: None,
             });
         } else {
             let Request {

@@ -97,6 +97,7 @@ impl Session {
                 error: Some(error),
                 hits: 0,
                 misses: 0,
+                trace: None,
             });
             return true;
         }

@@ -320,6 +320,7 @@ impl Session {
             error,
             hits: 0,
             misses: 0,
+            trace: None,
         });
         self.free_ns = last_ns;
     }

@@ -191,6 +191,7 @@ impl Redis {
                 error: None,
                 hits: 0,
                 misses: 0,
+                trace: None,
             });
             return;
         }

@@ -19,7 +19,7 @@ use perf_ebpf_common::{
 
 use super::Live;
 use crate::{
-    drain::{ConnectionsFact, Fact, Frame, MapId, StatementsFact, seeds, slots},
+    drain::{ConnectionsFact, Fact, Frame, MapId, RequestsFact, StatementsFact, seeds, slots},
     kernel::raw::RawMap,
     signals::histograms,
 };
@@ -72,6 +72,9 @@ impl Live {
                 }),
                 Fact::Statements(StatementsFact {
                     rows: facts.statements,
+                }),
+                Fact::Requests(RequestsFact {
+                    rows: facts.requests,
                 }),
                 Fact::Traffic(facts.traffic),
             ]

@@ -95,6 +95,7 @@ pub(super) fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> Thread
         site: SiteKey::EMPTY,
         memo: [StackMemo::EMPTY; MEMO_SLOTS],
         sys_enter_ns: 0,
+        told_ns: 0,
         samples_user: 0,
         samples_kernel: 0,
         tls: TlsCall {
@@ -102,6 +103,7 @@ pub(super) fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> Thread
             buffer: 0,
             length_at: 0,
             moved_ns: 0,
+            account_ns: 0,
         },
         tid,
         tgid: pid,

@@ -4,6 +4,7 @@
 mod findings;
 mod peers;
 mod render;
+mod requests;
 mod sections;
 mod state;
 

@@ -263,7 +263,7 @@ fn host(address: &str) -> &str {
     address.rsplit_once(':').map_or(address, |(host, _)| host)
 }
 
-fn cut(shape: &str) -> String {
+pub fn cut(shape: &str) -> String {
     if shape.chars().count() <= TEXT {
         return shape.to_owned();
     }

@@ -4,6 +4,7 @@ use perf_ebpf_common::signals::python;
 
 use super::findings;
 use super::peers;
+use super::requests;
 use super::sections;
 use super::state::{FindingSum, ProcessSum, State, is_idle};
 use crate::sink::text::{Align, Span, Style, Table, Text, plain};
@@ -23,6 +24,7 @@ pub fn render(state: &State, live: bool) -> Text {
         text.line([(Style::Dim, signal)]);
     }
     let ranked = state.ranked();
+    state.requests.section(&mut text);
     state.peers.statements(&mut text, state.wall_ns);
     state.peers.connections(&mut text);
     for process in ranked.iter().take(SECTIONS) {
@@ -232,7 +234,9 @@ fn coverage(state: &State) -> Vec<Vec<Span>> {
         }
     };
     let memo = &c.stack_memo;
-    let given_up = state.processes.values().map(|p| p.given_up).sum::<u64>() + state.peers.given_up;
+    let given_up = state.processes.values().map(|p| p.given_up).sum::<u64>()
+        + state.peers.given_up
+        + state.requests.given_up;
     let mut line = vec![
         (Style::Bold, "coverage".to_owned()),
         plain(format!(
@@ -256,6 +260,9 @@ fn coverage(state: &State) -> Vec<Vec<Span>> {
     }
     if let Some(sockets) = peers::coverage(&c.sockets, c.bytes_seen, c.bytes_decoded) {
         line.push(plain(format!(" · {sockets}")));
+    }
+    if let Some(requests) = requests::coverage(&c.requests) {
+        line.push(plain(format!(" · {requests}")));
     }
     let python_ends = python::Stop::ALL.map(python::Stop::name);
     let walks: u64 = c.stack_walks.values().sum();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::peers::Peers;
+use super::requests::Requests;
 use crate::detect;
 use crate::model::{
     Body, Classes, Coverage, Detail, Faults, Finding, Frame, Hello, Latency, Ledger, Process,
@@ -324,6 +325,7 @@ pub struct State {
     pub coverage: Coverage,
     pub processes: BTreeMap<u32, ProcessSum>,
     pub peers: Peers,
+    pub requests: Requests,
     /// Processes given up for want of room.
     pub given_up: u64,
 }
@@ -338,6 +340,7 @@ impl State {
             Body::Profile(profile) => self.process(&profile.who).add_profile(profile),
             Body::Connections(line) => self.peers.add_connections(line),
             Body::Statements(line) => self.peers.add_statements(line),
+            Body::Requests(line) => self.requests.add(line),
             Body::Finding(finding) => self.process(&finding.who).add_finding(finding),
             Body::Coverage(coverage) => {
                 self.add_coverage(coverage);
@@ -375,6 +378,9 @@ impl State {
             .unreadable_tls
             .clone_from(&now.sockets.unreadable_tls);
         add_all(&mut sum.sockets.anomalies, &now.sockets.anomalies);
+        sum.requests.served += now.requests.served;
+        sum.requests.attributed += now.requests.attributed;
+        add_all(&mut sum.requests.unattributed, &now.requests.unattributed);
         sum.frames += now.frames;
         sum.unsymbolized_frames += now.unsymbolized_frames;
         sum.stack_memo.hits += now.stack_memo.hits;
@@ -473,7 +479,7 @@ mod tests {
         assert_eq!(
             ends,
             [
-                false, false, false, false, false, false, false, true, false, false
+                false, false, false, false, false, false, false, false, true, false, false
             ]
         );
     }

@@ -7,6 +7,43 @@ use crate::prelude::*;
 /// A wait for a CPU that no event told of is counted as a preemption put back from this on.
 const UNTOLD_NS: u64 = 500_000;
 
+/// Puts a wait for a CPU that no event told of from the class it was taken for (`missed`, see
+/// [`ThreadState::missed_wake_class`]; else the CPU's) into the run queue's.
+#[inline(always)]
+fn put_untold(t: &mut ThreadState, missed: usize, untold: u64) {
+    let from = opaque(if missed != 0 {
+        missed.wrapping_sub(1)
+    } else {
+        class::CPU as usize
+    });
+    if from < class::COUNT && untold <= t.spent_ns[from] {
+        t.spent_ns[from] -= untold;
+        t.spent_ns[class::RUNQ as usize] += untold;
+        if missed == 0 && untold > UNTOLD_NS {
+            lose(Loss::PreemptionInferred);
+        }
+    }
+}
+
+/// The current thread's waits for a CPU that no event told of, up to now: what comes next is then not
+/// charged with them at its switch-out. `delay` is its `sched_info.run_delay`.
+#[inline(always)]
+pub fn waits(t: &mut ThreadState, delay: u64) {
+    if t.run_delay_ns == u64::MAX {
+        return;
+    }
+    let waited = delay.wrapping_sub(t.run_delay_ns);
+    let queued = t.spent_ns[class::RUNQ as usize].wrapping_sub(t.runq_before_ns);
+    if waited <= queued || waited > i64::MAX as u64 {
+        return;
+    }
+    let missed = t.missed_wake_class as usize;
+    put_untold(t, missed, waited - queued);
+    t.missed_wake_class = 0;
+    t.run_delay_ns = delay;
+    t.runq_before_ns = t.spent_ns[class::RUNQ as usize];
+}
+
 /// Lets the scheduler's own clocks decide between the CPU and the run queue, stint by stint, where
 /// they and the events differ; the sum stays.
 ///
@@ -30,19 +67,7 @@ pub fn reconcile(t: &mut ThreadState, task: Typed, ran: u64) {
     let queued = t.spent_ns[RUNQ].wrapping_sub(t.runq_before_ns);
     let on_cpu = t.spent_ns[CPU].wrapping_sub(t.cpu_before_ns);
     if !first && waited > queued {
-        let untold = waited - queued;
-        let from = opaque(if missed != 0 {
-            missed.wrapping_sub(1)
-        } else {
-            CPU
-        });
-        if from < class::COUNT && untold <= t.spent_ns[from] {
-            t.spent_ns[from] -= untold;
-            t.spent_ns[RUNQ] += untold;
-            if missed == 0 && untold > UNTOLD_NS {
-                lose(Loss::PreemptionInferred);
-            }
-        }
+        put_untold(t, missed, waited - queued);
     } else if !first && ran > on_cpu {
         let early = if ran - on_cpu < queued - waited {
             ran - on_cpu
