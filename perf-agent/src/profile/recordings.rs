@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use perf_ebpf_common::{
     Wire as _, class,
-    signals::ledger::{MEMO_SLOTS, SiteKey, SiteTotals, StackMemo, ThreadState, thread_state},
+    signals::ledger::{
+        ASKED, MEMO_SLOTS, SiteKey, SiteTotals, StackMemo, ThreadState, thread_state,
+    },
 };
 
 use super::{FORMATS, Profiler, fixtures::shown};
@@ -41,7 +43,7 @@ fn thread(spent_ns: [u64; class::COUNT], since_ns: u64, site: SiteKey) -> Thread
         cpu_before_ns: 0,
         file: 0,
         file_sk: 0,
-        asked: [0; 4],
+        asked: [0; ASKED],
         site,
         memo: [StackMemo::EMPTY; MEMO_SLOTS],
         sys_enter_ns: 0,

@@ -123,7 +123,7 @@ impl Returns {
 pub const MEMO_SLOTS: usize = 8;
 
 /// Sockets remembered for a thread that waits for several at once. A power of two.
-pub const ASKED: usize = 4;
+pub const ASKED: usize = 8;
 
 /// What a thread is doing, in [`ThreadState::state`].
 pub mod thread_state {

@@ -10,7 +10,7 @@ use perf_ebpf_common::{
     offsets::ABSENT,
     signals::{
         RecordHeader,
-        ledger::{MEMO_SLOTS, SiteKey, StackMemo, ThreadState, thread_state},
+        ledger::{ASKED, MEMO_SLOTS, SiteKey, StackMemo, ThreadState, thread_state},
         lifecycle::{Exec, ThreadExited, ThreadStarted},
         record,
         tls::TlsCall,
@@ -73,7 +73,7 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         cpu_before_ns: 0,
         file: 0,
         file_sk: 0,
-        asked: [0; 4],
+        asked: [0; ASKED],
         site: SiteKey::EMPTY,
         memo: [StackMemo::EMPTY; MEMO_SLOTS],
         sys_enter_ns: 0,

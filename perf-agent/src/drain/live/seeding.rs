@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use perf_ebpf_common::{
     Wire as _, class,
     signals::{
-        ledger::{ListenerKey, MEMO_SLOTS, SiteKey, StackMemo, ThreadState, thread_state},
+        ledger::{ASKED, ListenerKey, MEMO_SLOTS, SiteKey, StackMemo, ThreadState, thread_state},
         tls::TlsCall,
     },
 };
@@ -91,7 +91,7 @@ pub(super) fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> Thread
         cpu_before_ns: 0,
         file: 0,
         file_sk: 0,
-        asked: [0; 4],
+        asked: [0; ASKED],
         site: SiteKey::EMPTY,
         memo: [StackMemo::EMPTY; MEMO_SLOTS],
         sys_enter_ns: 0,
