@@ -240,7 +240,7 @@ pub fn block_rq_complete(ctx: BtfTracePointContext) -> i32 {
 }
 
 /// 5.10: `(mm, member, count)`, without the count since 6.2. Before 6.2 once for each 64 page faults
-/// of a thread, since then for each: the filter is two integers and one lookup.
+/// of a thread, since then for each: 70 ns more of somebody else's, 160 of the target's (116 here).
 #[btf_tracepoint(function = "rss_stat")]
 pub fn rss_stat(ctx: BtfTracePointContext) -> i32 {
     let member = ctx.arg::<u64>(1) as u32;

@@ -1,9 +1,12 @@
 //! Memory of a process, its growth, and who made it grow, against `/proc` and what the program did.
 
-use std::process::Command;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use perf_agent_tests::agent::{self, Agent, Run};
-use perf_agent_tests::traced::{Traced, program};
+use perf_agent_tests::traced::Traced;
 use perf_agent_tests::workloads::memory::{KEPT, KEPT_BYTES, PASSING, PASSING_BYTES};
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
@@ -118,19 +121,50 @@ fn a_cache_that_fills_and_is_then_replaced_is_no_growth() {
     assert!(bytes(&memory["anon_bytes"]) > 60 * MIB, "{memory}");
 }
 
+/// Where the C library begins in a process.
+fn libc_start(pid: u32) -> u64 {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let first = maps.lines().find(|line| line.contains("/libc.so.6"));
+    let (start, _) = first.unwrap().split_once('-').unwrap();
+    u64::from_str_radix(start, 16).unwrap()
+}
+
+/// Waits until `malloc` of a process begins with a breakpoint. The C library is the test's own.
+fn malloc_is_probed(pid: u32) {
+    const BREAKPOINT: u8 = 0xcc;
+    let own = libc::malloc as *const () as u64 - libc_start(std::process::id());
+    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut first = [0];
+    while first[0] != BREAKPOINT {
+        assert!(Instant::now() < deadline, "malloc is not probed");
+        std::thread::sleep(Duration::from_millis(5));
+        memory
+            .read_exact_at(&mut first, libc_start(pid) + own)
+            .unwrap();
+    }
+}
+
 /// Samples of one in 64 KiB: 1,024 of what is kept, give or take 31 (a standard deviation), and 3,072 of
 /// what passes, give or take 44. Five of those are 15 % and 7 %.
 #[test]
 fn allocations_are_told_by_who_makes_them_and_whether_they_were_freed() {
     let _alone = alone();
-    let workload = program("workload");
-    let output = Command::new(agent::binary())
+    let mut program = Traced::workload(&["allocations", "--hold"]);
+    let pid = program.pid();
+    let profile = Command::new(agent::binary())
         .args(["profile", "--mode", "alloc", "--sample-bytes", "65536"])
-        .args(["--folded", "-", "--"])
-        .arg(workload)
-        .args(["allocations", "--now", "--quiet"])
-        .output()
+        .args(["--folded", "-", "-p", &pid.to_string()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .unwrap();
+    malloc_is_probed(pid);
+    program.go();
+    program.done(PATIENCE);
+    // Its end is the profile's.
+    program.go();
+    let output = profile.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     let text = String::from_utf8(output.stdout).unwrap();

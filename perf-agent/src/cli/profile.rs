@@ -77,7 +77,7 @@ pub enum Mode {
     /// Both
     Wall,
     /// Bytes allocated, by probes on malloc, calloc, realloc and free: each call pays a microsecond or
-    /// two for them, in every process that uses the library
+    /// two for them, or ten where it must be single-stepped, in every process that uses the library
     Alloc,
 }
 

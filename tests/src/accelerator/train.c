@@ -18,7 +18,7 @@
 int cuLaunchKernel(uint64_t kernel_ns);
 int cuStreamSynchronize(void *stream);
 
-#define NEVER_INLINED __attribute__((noinline))
+#define NEVER_INLINED __attribute__((noinline, noclone))
 
 static int batches[2];
 static long load_ns;
