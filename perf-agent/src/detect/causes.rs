@@ -76,6 +76,7 @@ const LINKS: &[Link] = &[
     link(&["cache_misses"], "chatty", asked_for_it, Time::Same),
     link(&["cache_misses"], "network_wait", asked_for_it, Time::Same),
     link(&["network_wait"], "slow_statement", lesser_part, Time::Same),
+    link(&["gpu_wait"], "sleep_poll", same_place, Time::Same),
     link(WAITS, "lock_contention", while_held, Time::Besides),
     link(
         &["slow_statement", "n_plus_one"],
@@ -215,6 +216,12 @@ fn same_call(_: &View, cause: &Candidate, effect: &Candidate) -> bool {
 
 fn most_of(_: &View, cause: &Candidate, effect: &Candidate) -> bool {
     cause.bound_ns >= effect.bound_ns / 2
+}
+
+/// The largest place of the one is a place of the other.
+fn same_place(_: &View, cause: &Candidate, effect: &Candidate) -> bool {
+    let largest = effect.stacks.first();
+    largest.is_some_and(|site| cause.stacks.iter().any(|s| s.user_stack == site.user_stack))
 }
 
 /// A thread that hardly gets a CPU looks busy because it wants one.

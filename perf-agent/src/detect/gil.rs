@@ -10,7 +10,7 @@
 
 use super::view::{View, base_name, cpu, mean, own_function, ratio};
 use super::{Candidate, evidence, top_stacks};
-use crate::model::{Level, Site};
+use crate::model::{Detail, Level, Site};
 use crate::sink::units;
 
 /// A thread takes part where it has at least this share of its life on a CPU.
@@ -43,6 +43,18 @@ pub fn is_wait(site: &Site) -> bool {
     let module = caller.module.as_deref().map_or("", base_name);
     let interpreter = module.starts_with("python3") || module.starts_with("libpython3");
     interpreter && (!caller.symbolized || OWN.contains(&caller.name.as_str()))
+}
+
+/// What it is made of, as locks are called.
+pub fn addresses<'a>(view: &View<'a>) -> Vec<&'a str> {
+    let sites = view.sites(|class| class == "lock");
+    sites
+        .filter(|site| is_wait(site))
+        .filter_map(|site| match &site.detail {
+            Some(Detail::Futex { address }) => Some(address.as_str()),
+            _ => None,
+        })
+        .collect()
 }
 
 pub fn find(view: &View) -> Option<Candidate> {

@@ -71,7 +71,9 @@ fn groups<'a>(view: &View<'a>) -> BTreeMap<String, Group<'a>> {
         group.sites.push(site);
     }
     let total_ns = view.class("lock");
-    for lock in &view.profile.locks {
+    let of_interpreter = gil::addresses(view);
+    let locks = view.profile.locks.iter();
+    for lock in locks.filter(|lock| !of_interpreter.contains(&lock.address.as_str())) {
         match owner.get(lock.address.as_str()) {
             Some((key, _)) => {
                 if let Some(group) = groups.get_mut(key) {

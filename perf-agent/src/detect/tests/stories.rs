@@ -172,3 +172,64 @@ fn a_finding_that_is_there_is_kept_down_to_half_the_floor() {
     // The last two: gone for a window, there again, and not counted as resolved meanwhile.
     assert_eq!(seen, [0, 1, 1, 1, 0, 1, 0]);
 }
+
+#[test]
+fn the_interpreters_lock_is_told_once() {
+    let times = [
+        ("cpu.user", 300 * MS),
+        ("idle", 500 * MS),
+        ("lock", 200 * MS),
+    ];
+    let mut process = report("python3", vec![thread(1, &times), thread(2, &times)]);
+    let address = || {
+        Some(Detail::Futex {
+            address: "0xa5b8f8".into(),
+        })
+    };
+    let of_gil = |guard: &str, class: &str, ns, detail| {
+        let mut caller = fixtures::frame("python3.11+0xf94ed", "/usr/bin/python3.11");
+        caller.symbolized = false;
+        let mut wait = site(class, "futex", 100, ns, detail);
+        wait.user_stack = vec![fixtures::frame(guard, "/lib/libc.so.6"), caller];
+        wait
+    };
+    process.profile.sites = vec![
+        of_gil("___pthread_cond_timedwait64", "idle", 800 * MS, None),
+        of_gil("___pthread_mutex_lock", "lock", 400 * MS, address()),
+    ];
+    process.profile.locks = vec![Lock {
+        address: "0xa5b8f8".into(),
+        waits: 100,
+        sum_ns: 400 * MS,
+        max_ns: MS,
+        wakers: vec![],
+    }];
+    let found = findings(vec![process]);
+    let locks: Vec<&Finding> = found
+        .iter()
+        .filter(|f| f.category == "lock_contention")
+        .collect();
+    assert_eq!(locks.len(), 1, "{locks:#?}");
+    assert_eq!(locks[0].gain_bound_ns_per_s, 1_200 * MS);
+}
+
+#[test]
+fn who_waits_for_an_accelerator_in_short_sleeps_is_no_second_story() {
+    let view_of = |name: &str| {
+        let mut asleep = site("timer", "ppoll", 9_000, 700 * MS, None);
+        asleep.user_stack = vec![fixtures::frame(name, "/usr/lib/libcuda.so.1")];
+        let mut found = Candidate::new("x", 700 * MS, 0.7);
+        found.stacks = vec![asleep];
+        found
+    };
+    let rule = |name| RULES.iter().find(|rule| rule.name == name).unwrap();
+    let process = report("train", vec![thread(1, &[("timer", 1_000 * MS)])]);
+    let view = View::new(&process);
+    for (other, cause) in [("cuStreamSynchronize", Some(0)), ("poll_for_work", None)] {
+        let mut found = vec![
+            (rule("gpu_wait"), view_of("cuStreamSynchronize")),
+            (rule("sleep_poll"), view_of(other)),
+        ];
+        assert_eq!(causes::link_all(&view, &mut found), [None, cause]);
+    }
+}
