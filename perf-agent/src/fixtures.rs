@@ -637,6 +637,7 @@ pub fn minimal_report(comm: &str) -> ProcessReport {
         connections: None,
         statements: None,
         requests: None,
+        resident_bytes: None,
     }
 }
 

@@ -124,6 +124,7 @@ impl Context<'_> {
             connections: None,
             statements: None,
             requests: None,
+            resident_bytes: None,
         }
     }
 }

@@ -249,6 +249,7 @@ impl Pipeline {
         }
         for report in &mut processes {
             self.sockets.add_to(report, &stamp, window);
+            report.resident_bytes = w.resident_bytes.get(&report.ledger.who.pid).copied();
         }
         let damaged = std::mem::take(&mut self.damaged);
         let mut coverage = lines::coverage(&stamp, window, &processes, (&self.before, w), damaged);

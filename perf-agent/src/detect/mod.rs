@@ -4,6 +4,7 @@
 //! for all of them happens here: the floor (`min_gain`), the impact, the stable id, the order, and
 //! what became of findings from window to window.
 
+mod budget_exceeded;
 mod cache_misses;
 mod chatty;
 mod connection_churn;
@@ -38,6 +39,7 @@ use explain::Explain;
 use settings::Settings;
 use view::View;
 
+pub use budget_exceeded::Budget;
 pub(crate) use view::{hot_function, is_own};
 
 /// A rule: looks at one process in one window.
@@ -100,6 +102,11 @@ pub const RULES: &[Rule] = &[
         name: "target_missed",
         find: target_missed::find,
         explain: target_missed::EXPLAIN,
+    },
+    Rule {
+        name: "budget_exceeded",
+        find: budget_exceeded::find,
+        explain: budget_exceeded::EXPLAIN,
     },
     Rule {
         name: "slow_statement",

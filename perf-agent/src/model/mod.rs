@@ -170,6 +170,8 @@ pub struct ProcessReport {
     pub connections: Option<Connections>,
     pub statements: Option<Statements>,
     pub requests: Option<Requests>,
+    /// Resident memory at the end of the window; not part of a line.
+    pub resident_bytes: Option<u64>,
 }
 
 /// Everything of one window, in the order it is emitted.
