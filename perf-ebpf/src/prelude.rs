@@ -61,6 +61,16 @@ pub fn user<T: Copy + Default>(address: u64) -> Option<T> {
     (result == 0).then_some(value)
 }
 
+/// Copies `size` bytes of the current thread's user memory, all or nothing.
+///
+/// # Safety
+/// `to` is valid for `size` bytes.
+#[inline(always)]
+pub unsafe fn copy_user(to: *mut c_void, size: u32, address: u64) -> bool {
+    // SAFETY: `to` by the caller's contract; a bad address is an error.
+    unsafe { bpf_probe_read_user(to, size, address as *const c_void) == 0 }
+}
+
 /// Copies `size` bytes between kernel objects of this program (map values, ring slots). One helper
 /// call: LLVM would otherwise turn a copy of some hundred bytes into as many loads and stores.
 ///

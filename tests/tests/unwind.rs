@@ -220,6 +220,40 @@ fn rust_that_aborts_on_panic() {
     chain_is_whole(&trace(&built, &[]), &expected);
 }
 
+/// Calls that only a return address tells apart are told apart in each block, remembered or not:
+/// each was made as often as the others, but for the first and the last round.
+#[test]
+fn calls_of_one_function_are_told_apart() {
+    let _alone = alone();
+    let built = build("gcc", "callers.c", &["-O2", WITHOUT]);
+    let run = trace(&built, &[]);
+    let mut blocks = std::collections::BTreeMap::<&str, u64>::new();
+    for line in run.of_type("profile") {
+        for site in line["sites"].as_array().unwrap() {
+            if site["class"] != "timer" {
+                continue;
+            }
+            let stack = names(site);
+            let doze = stack.iter().position(|name| *name == "doze");
+            let caller = stack[doze.unwrap_or_else(|| panic!("{stack:?}")) + 1];
+            *blocks.entry(caller).or_default() += site["count"].as_u64().unwrap();
+        }
+    }
+    let (least, most) = (blocks.values().min(), blocks.values().max());
+    let (least, most) = (*least.unwrap(), *most.unwrap());
+    assert!(
+        blocks.len() == 5 && least > 1000 && most - least <= 1,
+        "{blocks:?}"
+    );
+    let memo = |field: &str| run.sum("coverage", &format!("/stack_memo/{field}"));
+    assert!(
+        memo("hits") > 4 * memo("walks"),
+        "the memo was not put to the test: {} hits, {} walks",
+        memo("hits"),
+        memo("walks")
+    );
+}
+
 /// Traces a server in the middle of its work: fewer than 1 % of its walks fail, and fewer than
 /// 0.5 % of the remembered stacks that were checked were wrong.
 fn server_is_walked(pid: u32) -> Run {

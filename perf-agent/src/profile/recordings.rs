@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use perf_ebpf_common::{
     Wire as _, class,
-    signals::ledger::{SiteKey, SiteTotals, StackMemo, ThreadState, thread_state},
+    signals::ledger::{
+        ASKED, MEMO_SLOTS, SiteKey, SiteTotals, StackMemo, ThreadState, thread_state,
+    },
 };
 
 use super::{FORMATS, Profiler, fixtures::shown};
@@ -41,9 +43,9 @@ fn thread(spent_ns: [u64; class::COUNT], since_ns: u64, site: SiteKey) -> Thread
         cpu_before_ns: 0,
         file: 0,
         file_sk: 0,
-        asked: [0; 4],
+        asked: [0; ASKED],
         site,
-        memo: [StackMemo::default(); 4],
+        memo: [StackMemo::EMPTY; MEMO_SLOTS],
         sys_enter_ns: 0,
         told_ns: 0,
         samples_user: 3,
@@ -62,7 +64,7 @@ fn thread(spent_ns: [u64; class::COUNT], since_ns: u64, site: SiteKey) -> Thread
         missed_wake_class: 0,
         woken_from: 0,
         tls_call: 0,
-        pad: 0,
+        memo_next: 0,
         seq_tail: 1,
     }
 }

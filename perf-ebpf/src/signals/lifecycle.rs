@@ -10,7 +10,7 @@ use perf_ebpf_common::{
     offsets::ABSENT,
     signals::{
         RecordHeader,
-        ledger::{SiteKey, StackMemo, ThreadState, thread_state},
+        ledger::{ASKED, MEMO_SLOTS, SiteKey, StackMemo, ThreadState, thread_state},
         lifecycle::{Exec, ThreadExited, ThreadStarted},
         record,
         tls::TlsCall,
@@ -73,13 +73,9 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         cpu_before_ns: 0,
         file: 0,
         file_sk: 0,
-        asked: [0; 4],
+        asked: [0; ASKED],
         site: SiteKey::EMPTY,
-        memo: [StackMemo {
-            key: 0,
-            kernel_stack: 0,
-            user_stack: 0,
-        }; 4],
+        memo: [StackMemo::EMPTY; MEMO_SLOTS],
         sys_enter_ns: 0,
         told_ns: 0,
         samples_user: 0,
@@ -105,7 +101,7 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         missed_wake_class: 0,
         woken_from: 0,
         tls_call: 0,
-        pad: 0,
+        memo_next: 0,
         seq_tail: 0,
     };
     if new_process {
@@ -190,11 +186,7 @@ pub fn exec(task: Typed, old_tid: u32) {
     unwind::executed(tgid);
     // The memo and the last file are of the program that is gone.
     ledger::begin(t);
-    t.memo = [StackMemo {
-        key: 0,
-        kernel_stack: 0,
-        user_stack: 0,
-    }; 4];
+    t.memo = [StackMemo::EMPTY; MEMO_SLOTS];
     t.file = 0;
     t.tid = tid;
     ledger::end(t);

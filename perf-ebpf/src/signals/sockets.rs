@@ -365,8 +365,27 @@ fn sent(t: &mut ThreadState, c: &mut Connection, sk: u64, now: u64) {
         }
     }
     // By the connection, so that one used again and again stays in its own slot; inode numbers of
-    // sockets opened one after another differ in their low bits.
-    t.asked[c.id as usize & (ASKED - 1)] = sk;
+    // sockets opened one after another differ in their low bits. One that still waits is passed over
+    // while there is room beside it, so that a slow answer is not forgotten for many fast ones.
+    let own = c.id as usize;
+    for step in 0..ASKED {
+        let slot = opaque(own + step) & (ASKED - 1);
+        let other = t.asked[slot];
+        if other == 0 || other == sk || waiting(other).is_none() {
+            t.asked[slot] = sk;
+            return;
+        }
+    }
+    t.asked[own & (ASKED - 1)] = sk;
+}
+
+/// The connection of a socket on which a request is without an answer.
+#[inline(always)]
+fn waiting(sk: u64) -> Option<&'static Connection> {
+    let c = CONNECTIONS.get_ptr(&sk)?;
+    // SAFETY: a live map value.
+    let c = unsafe { &*c };
+    (c.asked_ns != 0).then_some(c)
 }
 
 #[inline(always)]
@@ -388,12 +407,8 @@ pub fn awaited(t: &mut ThreadState) -> Option<&'static Connection> {
         if sk == 0 {
             continue;
         }
-        if let Some(c) = CONNECTIONS.get_ptr(&sk) {
-            // SAFETY: a live map value.
-            let c = unsafe { &*c };
-            if c.asked_ns != 0 {
-                return Some(c);
-            }
+        if let Some(c) = waiting(sk) {
+            return Some(c);
         }
         t.asked[slot] = 0;
     }

@@ -1,8 +1,9 @@
 //! Stacks of blocks and of CPU samples: walked, sent once by content, and remembered per thread.
 //!
 //! A walk costs 0.4 to 1.5 µs a side; a thread that blocks at the same user instruction, stack
-//! pointer and system call as before has the same stack, so a memo of four places a thread answers
-//! nearly always. A random share is walked all the same and the mismatches are counted.
+//! pointer and system call as before, with the same return addresses where the walk found them, has
+//! the same stack, so a memo of eight places a thread answers nearly always. A random share is walked
+//! all the same and the mismatches are counted.
 
 use core::ffi::c_void;
 
@@ -17,7 +18,7 @@ use perf_ebpf_common::{
     loss::Loss,
     signals::{
         RecordHeader,
-        ledger::{MEMO_SLOTS, StackMemo, ThreadState},
+        ledger::{MEMO_SLOTS, Returns, StackMemo, ThreadState},
         python::MAX_PYTHON_FRAMES,
         record,
         stacks::{MAX_FRAMES, MemoStats, StackRecord, hash_start, hash_step},
@@ -91,13 +92,20 @@ pub fn of_block(ctx: &BtfTracePointContext, t: &mut ThreadState, regs: &Register
         key = hash_step(key, python);
     }
     key |= 1;
-    let index = (key >> 32) as usize & (MEMO_SLOTS - 1);
-    let memo = t.memo[index];
-    let hit = repeats(class) && memo.key == key;
-    if hit {
+    let Some(scratch) = SCRATCH.get_ptr_mut(Slot::Scheduler as u32) else {
+        return;
+    };
+    // SAFETY: a per-CPU element of this program class.
+    let scratch = unsafe { &mut *scratch };
+    let remembered = if repeats(class) {
+        recall(scratch, t, key, sp)
+    } else {
+        None
+    };
+    if let Some((kernel_stack, user_stack)) = remembered {
         stats.hits += 1;
-        t.site.kernel_stack = memo.kernel_stack;
-        t.site.user_stack = memo.user_stack;
+        t.site.kernel_stack = kernel_stack;
+        t.site.user_stack = user_stack;
         // The low bits of the interval's length are as good as random and cost nothing.
         if (t.last_ns ^ (t.last_ns >> 7)) as u32 & (setting!(memo_check_one_in) - 1) != 0 {
             return;
@@ -109,16 +117,68 @@ pub fn of_block(ctx: &BtfTracePointContext, t: &mut ThreadState, regs: &Register
     let context = ctx_ptr(ctx);
     let kernel_stack = walk_kernel(context, Slot::Scheduler);
     let (user_stack, partial) = walk_user(t.tid, t.tgid, &regs.user(), Slot::Scheduler);
-    if hit && (kernel_stack != memo.kernel_stack || user_stack != memo.user_stack) {
-        stats.mismatched += 1;
-    }
     t.site.kernel_stack = kernel_stack;
     t.site.user_stack = user_stack;
-    t.memo[index] = StackMemo {
-        key: if partial { 0 } else { key },
-        kernel_stack,
-        user_stack,
+    if let Some(before) = remembered {
+        if before == (kernel_stack, user_stack) {
+            return;
+        }
+        stats.mismatched += 1;
+    }
+    if repeats(class) && !partial {
+        remember(scratch, t, key, sp);
+    }
+}
+
+/// The kernel and user stack remembered for a key, if the return addresses are still the same.
+#[inline(always)]
+fn recall(scratch: &mut Scratch, t: &ThreadState, key: u64, sp: u64) -> Option<(u64, u64)> {
+    for memo in &t.memo {
+        if memo.key == key && print_of(scratch, sp, &memo.returns) == memo.print {
+            return Some((memo.kernel_stack, memo.user_stack));
+        }
+    }
+    None
+}
+
+/// Remembers the stacks of the open site, which were just walked.
+#[inline(always)]
+fn remember(scratch: &mut Scratch, t: &mut ThreadState, key: u64, sp: u64) {
+    let returns = scratch.walk.returns;
+    let print = print_of(scratch, sp, &returns);
+    if print == UNREADABLE {
+        return;
+    }
+    let slot = opaque(t.memo_next as usize) & (MEMO_SLOTS - 1);
+    t.memo_next = slot as u8 + 1;
+    t.memo[slot] = StackMemo {
+        key,
+        kernel_stack: t.site.kernel_stack,
+        user_stack: t.site.user_stack,
+        print,
+        returns,
     };
+}
+
+/// What [`print_of`] gives for words that could not be read.
+const UNREADABLE: u64 = 0;
+
+/// Mixes the words at `returns` of the current thread's user stack. One read of all that may be
+/// looked at, and no branch: 80 ns, where a read a word would take 25 ns each.
+#[inline(always)]
+fn print_of(scratch: &mut Scratch, sp: u64, returns: &Returns) -> u64 {
+    let to = (&raw mut scratch.frames).cast();
+    let bytes = (returns.words as usize & Returns::WORDS) as u32 * 8;
+    // SAFETY: less than the room there is.
+    if bytes != 0 && !unsafe { copy_user(to, bytes, sp) } {
+        return UNREADABLE;
+    }
+    scratch.frames[Returns::WORDS] = 0;
+    let mut print = 0;
+    for place in returns.places {
+        print = hash_step(print, scratch.frames[place as usize & Returns::WORDS]);
+    }
+    print | 1
 }
 
 #[inline(always)]

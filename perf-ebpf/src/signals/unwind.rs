@@ -14,6 +14,7 @@ use perf_ebpf_common::{
     loss::Loss,
     signals::{
         RecordHeader,
+        ledger::Returns,
         python::Python,
         record,
         stacks::{MAX_FRAMES, hash_start, hash_step},
@@ -79,6 +80,9 @@ pub struct Walk {
     /// arm64: the link register of the innermost frame is still to be used.
     has_link: u32,
     link: u64,
+    /// Where the return addresses were, from the stack pointer the walk began with.
+    pub returns: Returns,
+    first_sp: u64,
 }
 
 /// The step has found the caller.
@@ -93,6 +97,8 @@ pub fn walk(scratch: &mut Scratch, tgid: u32, regs: &UserRegisters, slot: Slot) 
     w.fp = regs.fp;
     w.link = regs.link;
     w.has_link = cfg!(bpf_target_arch = "aarch64") as u32;
+    w.returns = Returns::NONE;
+    w.first_sp = regs.sp;
     w.hash = hash_start(tgid);
     w.start = 0;
     w.end = 0;
@@ -322,6 +328,7 @@ fn by_rule(w: &mut Walk, rule: &Rule, pc: u64) -> u64 {
         let Some(ip) = user::<u64>(return_address) else {
             return Stop::BadRead as u64;
         };
+        remember(w, return_address);
         ip
     };
     let saved = match rule.fp {
@@ -342,6 +349,20 @@ fn by_rule(w: &mut Walk, rule: &Rule, pc: u64) -> u64 {
     }
     w.guessed = 0;
     go_to(w, ip, frame)
+}
+
+/// Remembers where the return address of the frame taken last is, for the memo. A place too far up
+/// for it is left out.
+#[inline(always)]
+fn remember(w: &mut Walk, address: u64) {
+    let word = address.wrapping_sub(w.first_sp) >> 3;
+    let frame = opaque(w.frames.wrapping_sub(1) as usize);
+    if word < Returns::WORDS as u64 && frame < Returns::FRAMES {
+        w.returns.places[frame] = word as u8;
+        if w.returns.words <= word as u8 {
+            w.returns.words = word as u8 + 1;
+        }
+    }
 }
 
 /// Goes to the caller.
@@ -371,6 +392,7 @@ fn by_frame_pointer(w: &mut Walk) -> u64 {
     if sp <= w.sp {
         return Stop::NoRow as u64;
     }
+    remember(w, w.fp.wrapping_add(8));
     w.fp = fp;
     w.guessed = 1;
     go_to(w, ip, sp)

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use perf_ebpf_common::{
     Wire as _, class,
     signals::{
-        ledger::{ListenerKey, SiteKey, StackMemo, ThreadState, thread_state},
+        ledger::{ASKED, ListenerKey, MEMO_SLOTS, SiteKey, StackMemo, ThreadState, thread_state},
         tls::TlsCall,
     },
 };
@@ -91,9 +91,9 @@ pub(super) fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> Thread
         cpu_before_ns: 0,
         file: 0,
         file_sk: 0,
-        asked: [0; 4],
+        asked: [0; ASKED],
         site: SiteKey::EMPTY,
-        memo: [StackMemo::default(); 4],
+        memo: [StackMemo::EMPTY; MEMO_SLOTS],
         sys_enter_ns: 0,
         told_ns: 0,
         samples_user: 0,
@@ -118,7 +118,7 @@ pub(super) fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> Thread
         missed_wake_class: 0,
         woken_from: 0,
         tls_call: 0,
-        pad: 0,
+        memo_next: 0,
         seq_tail: 0,
     }
 }

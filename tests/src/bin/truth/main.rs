@@ -5,6 +5,7 @@
 //! The sum is written as JSON, to be held against what the agent says. Standard library and libc
 //! only, so that the same program is built static and run under any kernel.
 
+mod event_loop;
 mod phases;
 
 use std::io::{self, BufRead, Write};

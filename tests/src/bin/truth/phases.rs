@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::hint::black_box;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::FromRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -17,6 +17,8 @@ use perf_agent_tests::workloads::clock::clock_ns;
 use perf_agent_tests::workloads::measured::Measured;
 use perf_agent_tests::workloads::meter::{Account, Meter};
 
+use super::event_loop;
+
 pub const NAP_ARGUMENT: &str = "--nap-as-a-child";
 
 const SPIN: Duration = Duration::from_millis(300);
@@ -26,11 +28,10 @@ const SLEEP_PIECE: Duration = Duration::from_millis(50);
 const MUTEX_HELD: Duration = Duration::from_millis(250);
 const ANSWER_AFTER: Duration = Duration::from_millis(350);
 /// How long the servers wait for their request.
-const ASK_AFTER: Duration = Duration::from_millis(60);
+pub const ASK_AFTER: Duration = Duration::from_millis(60);
 const CHILD_SLEEPS: Duration = Duration::from_millis(200);
 const NOTIFIED_AFTER: Duration = Duration::from_millis(300);
 const PIPE_WRITTEN_AFTER: Duration = Duration::from_millis(150);
-const EPOLL_TIMEOUT_MS: i32 = 250;
 /// The fsync thread goes on until it was blocked so long, or for so long at most: disks differ by
 /// a factor of a thousand, and there are those in memory.
 const FSYNC_BLOCKED: Duration = Duration::from_millis(100);
@@ -40,6 +41,8 @@ const FSYNC_AT_MOST: Duration = Duration::from_millis(500);
 pub fn run_all(meter: &mut Meter, directory: &Path) -> io::Result<Vec<Account>> {
     let tcp = TcpListener::bind("127.0.0.1:0")?;
     let tcp_address = tcp.local_addr()?;
+    let slow = TcpListener::bind("127.0.0.1:0")?;
+    let slow_address = slow.local_addr()?;
     let unix_path = std::env::temp_dir().join(format!("truth-{}.sock", std::process::id()));
     let unix = UnixListener::bind(&unix_path)?;
     let (pipe_out, pipe_in) = pipe()?;
@@ -73,7 +76,14 @@ pub fn run_all(meter: &mut Meter, directory: &Path) -> io::Result<Vec<Account>> 
         start(meter, "notifier", move |m| signals.notify(m))?,
         start(meter, "pipe", move |m| pipe_read(m, pipe_out))?,
         start(meter, "pipe-writer", move |m| pipe_write(m, pipe_in))?,
-        start(meter, "epoll", epoll)?,
+        start(meter, "epoll", event_loop::quiet)?,
+        start(meter, "loop-server", move |m| {
+            let (stream, _) = m.blocked("idle", || slow.accept())?;
+            serve(m, stream)
+        })?,
+        start(meter, "loop", move |m| {
+            event_loop::many_peers(m, slow_address)
+        })?,
         hold_locks(meter)?,
     ];
     let mut accounts = Vec::new();
@@ -106,7 +116,7 @@ fn join(meter: &mut Meter, thread: Measured) -> io::Result<Vec<Account>> {
     meter.blocked("idle", || thread.accounts())
 }
 
-fn nap(meter: &mut Meter, length: Duration) -> io::Result<()> {
+pub fn nap(meter: &mut Meter, length: Duration) -> io::Result<()> {
     meter.blocked("timer", || {
         thread::sleep(length);
         Ok(())
@@ -332,34 +342,6 @@ fn pipe_read(meter: &mut Meter, mut out: File) -> io::Result<()> {
 fn pipe_write(meter: &mut Meter, mut into: File) -> io::Result<()> {
     nap(meter, PIPE_WRITTEN_AFTER)?;
     into.write_all(b".")
-}
-
-/// Nothing ever happens on the one fd that is watched.
-fn epoll(meter: &mut Meter) -> io::Result<()> {
-    // SAFETY: no pointers; the fds are owned as soon as they are known to be valid.
-    let (set, quiet) = unsafe {
-        let (set, quiet) = (libc::epoll_create1(0), libc::eventfd(0, 0));
-        if set < 0 || quiet < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        (OwnedFd::from_raw_fd(set), OwnedFd::from_raw_fd(quiet))
-    };
-    let mut event = libc::epoll_event {
-        events: libc::EPOLLIN as u32,
-        u64: 0,
-    };
-    meter.blocked("idle", || {
-        // SAFETY: both fds are open, `event` is valid for one event.
-        let failed = unsafe {
-            let (set, quiet) = (set.as_raw_fd(), quiet.as_raw_fd());
-            libc::epoll_ctl(set, libc::EPOLL_CTL_ADD, quiet, &raw mut event) < 0
-                || libc::epoll_wait(set, &raw mut event, 1, EPOLL_TIMEOUT_MS) != 0
-        };
-        if failed {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
-    })
 }
 
 /// The holder takes both locks, then starts those who wait for them.
