@@ -694,6 +694,7 @@ pub fn minimal_report(comm: &str) -> ProcessReport {
         statements: None,
         allocations: Vec::new(),
         requests: None,
+        resident_bytes: None,
     }
 }
 

@@ -128,6 +128,7 @@ impl Context<'_> {
             statements: None,
             allocations: Vec::new(),
             requests: None,
+            resident_bytes: None,
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use super::{Config, nearest};
 use crate::detect::{
-    DELEGATES,
+    Budget, DELEGATES,
     settings::{RuleName, Rules, Settings, Share, Time, general},
     targets::{Limits, Single, Targets},
 };
@@ -18,6 +18,7 @@ struct File {
     findings: Findings,
     targets: Limits,
     target: Vec<Target>,
+    budget: Budget,
     rules: Rules,
 }
 
@@ -106,6 +107,7 @@ pub fn parse(text: &str) -> Result<Config, toml::de::Error> {
                 all: file.targets,
                 single: file.target.into_iter().map(|t| t.0).collect(),
             },
+            budget: file.budget,
         },
     })
 }

@@ -65,6 +65,7 @@ fn the_example_has_every_key() {
         ["min_gain", "off", "resolved_after"]
     );
     assert_eq!(keys(&table["targets"]), ["p50", "p90", "p95", "p99"]);
+    assert_eq!(keys(&table["budget"]), ["cpu", "rss"]);
     assert_eq!(keys(&table["delegates"]), {
         let mut names = crate::detect::DELEGATES.to_vec();
         names.sort_unstable();
@@ -83,6 +84,8 @@ findings.off = ['sleep_poll']
 rules.cpu_bound.busy = 0.75
 rules.run_queue.pressure_p99 = '2.5ms'
 targets.p95 = '200ms'
+budget.cpu = 1
+budget.rss = '512MiB'
 [[target]]
 statement = 'SELECT a FROM t WHERE b = 3'
 p95 = '50ms'
@@ -98,6 +101,8 @@ p99 = '1s'
     assert_eq!(settings.rules.cpu_bound.busy.0, 0.75);
     assert_eq!(settings.rules.cpu_bound.hot, Rules::DEFAULT.cpu_bound.hot);
     assert_eq!(settings.rules.run_queue.pressure_p99, Time(2_500_000));
+    assert_eq!(settings.budget.cpu.unwrap().0, 1.0);
+    assert_eq!(settings.budget.rss.unwrap().0, 512 << 20);
     let row = statement("SELECT a FROM t WHERE b = ?", 1, 1);
     let limits: Vec<_> = settings.targets.of(&row).each().collect();
     assert_eq!(

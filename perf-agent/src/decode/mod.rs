@@ -11,6 +11,7 @@
 pub mod connections;
 pub mod conversation;
 pub mod correlated;
+mod ends;
 pub mod framing;
 mod gathered;
 mod http;

@@ -4,6 +4,7 @@
 //! for all of them happens here: the floor (`min_gain`), the impact, the stable id, the order, and
 //! what became of findings from window to window; in [`causes`], which of them follow from others.
 
+mod budget_exceeded;
 mod cache_misses;
 mod causes;
 mod chatty;
@@ -41,6 +42,7 @@ use crate::model::{Evidence, Finding, Growth, Level, Site};
 use explain::Explain;
 use view::View;
 
+pub use budget_exceeded::Budget;
 pub use detector::Detector;
 pub(crate) use view::{hot_function, in_fault, is_own, label};
 
@@ -114,6 +116,11 @@ pub const RULES: &[Rule] = &[
         name: "target_missed",
         find: target_missed::find,
         explain: target_missed::EXPLAIN,
+    },
+    Rule {
+        name: "budget_exceeded",
+        find: budget_exceeded::find,
+        explain: budget_exceeded::EXPLAIN,
     },
     Rule {
         name: "slow_statement",

@@ -5,8 +5,12 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, de};
 
-use super::targets::Targets;
-use crate::{cli::parse_duration, config::nearest, sink::units};
+use super::{budget_exceeded::Budget, targets::Targets};
+use crate::{
+    cli::parse_duration,
+    config::nearest,
+    sink::{parse_size, units},
+};
 
 /// A share of something, 0 to 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,6 +56,17 @@ impl<'de> Deserialize<'de> for Time {
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", units::duration(self.0))
+    }
+}
+
+/// A size in bytes, written as on the command line: `"512MiB"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        parse_size(&text).map(Size).map_err(de::Error::custom)
     }
 }
 
@@ -119,6 +134,7 @@ macro_rules! rules {
 }
 
 rules! {
+    budget_exceeded,
     cache_misses,
     chatty,
     connection_churn,
@@ -177,6 +193,7 @@ pub struct Settings {
     pub general: general::Thresholds,
     pub rules: Rules,
     pub targets: Targets,
+    pub budget: Budget,
     /// Rules that are not applied.
     pub off: Vec<RuleName>,
 }
@@ -186,5 +203,6 @@ pub static DEFAULTS: Settings = Settings {
     general: general::Thresholds::DEFAULT,
     rules: Rules::DEFAULT,
     targets: Targets::NONE,
+    budget: Budget::NONE,
     off: Vec::new(),
 };

@@ -12,6 +12,7 @@ use crate::model::{ConnectionRow, Throttled};
 
 /// Categories that may be told below the floor.
 const ALWAYS: &[&str] = &[
+    "budget_exceeded",
     "cache_misses",
     "memory_growth",
     "retransmits",
