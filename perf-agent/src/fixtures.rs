@@ -194,6 +194,10 @@ fn full_profile() -> Profile {
             waits: 3,
             sum_ns: 300,
             max_ns: 200,
+            waiters: 1,
+            holds: 2,
+            hold_ns: 250,
+            max_hold_ns: 150,
             wakers: vec![Waker {
                 waker_tid: 1,
                 waker_comm: "holder".into(),
@@ -202,7 +206,23 @@ fn full_profile() -> Profile {
                 count: 3,
                 sum_ns: 300,
             }],
+            owners: vec![full_owner()],
         }],
+    }
+}
+
+fn full_owner() -> LockOwner {
+    LockOwner {
+        owner_tid: 1,
+        owner_comm: "holder".into(),
+        owner_source: "mutex_word".into(),
+        holds: 2,
+        hold_ns: 250,
+        max_hold_ns: 150,
+        meanwhile: classes(&[("cpu", 50), ("disk", 180), ("unknown", 20)]),
+        release_stack: vec![frame("flush_log", "/usr/bin/app")],
+        blocked_class: Some("disk".into()),
+        blocked_stack: vec![frame("fsync", "/usr/lib/libc.so.6")],
     }
 }
 
@@ -231,6 +251,7 @@ pub fn full_finding() -> Finding {
         state: State::New,
         since: stamp().ts,
         stacks: full_sites(),
+        owner: Some(full_owner()),
     }
 }
 
@@ -502,6 +523,7 @@ pub fn minimal_lines() -> Vec<Line> {
     finding.evidence.clear();
     finding.recommendations.clear();
     finding.stacks.clear();
+    finding.owner = None;
     let mut connections = full_connections();
     connections.connections.clear();
     let mut statements = full_statements();

@@ -55,11 +55,18 @@ pub enum Loss {
     PayloadUnreadable = 21,
     /// OpenSSL moved plaintext and no socket was seen to carry it (a memory BIO): not decoded.
     TlsUnattributed = 22,
+    /// `lock_holds` was full: a lock's owner is not shown.
+    LockHoldsFull = 23,
+    /// Both places of a lock in `held_locks` were taken by others that are waited for: its owner is not
+    /// known.
+    HeldLockTaken = 24,
+    /// `inner_tids` was full: a thread in a pid namespace is not known by the id its locks have.
+    InnerTidsFull = 25,
 }
 
 impl Loss {
     /// How many reasons there are.
-    pub const COUNT: usize = 23;
+    pub const COUNT: usize = 26;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Loss; Loss::COUNT] = [
@@ -86,6 +93,9 @@ impl Loss {
         Loss::ConnectionsFull,
         Loss::PayloadUnreadable,
         Loss::TlsUnattributed,
+        Loss::LockHoldsFull,
+        Loss::HeldLockTaken,
+        Loss::InnerTidsFull,
     ];
 
     /// Whether something is missing: else it was made good, and is reported as `inferred`.
@@ -122,6 +132,9 @@ impl Loss {
             Loss::ConnectionsFull => "connections_full",
             Loss::PayloadUnreadable => "payload_unreadable",
             Loss::TlsUnattributed => "tls_unattributed",
+            Loss::LockHoldsFull => "lock_holds_full",
+            Loss::HeldLockTaken => "held_lock_taken",
+            Loss::InnerTidsFull => "inner_tids_full",
         }
     }
 }

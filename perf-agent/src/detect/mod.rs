@@ -13,6 +13,7 @@ mod error_storm;
 pub mod explain;
 mod idle_in_transaction;
 mod lock_contention;
+mod lock_holder;
 mod n_plus_one;
 mod network_wait;
 mod page_faults;
@@ -33,7 +34,7 @@ mod view;
 use std::collections::BTreeMap;
 
 use crate::hash::fnv1a;
-use crate::model::{Evidence, Finding, Level, Site, State, WindowReport};
+use crate::model::{Evidence, Finding, Level, LockOwner, Site, State, WindowReport};
 use explain::Explain;
 use settings::Settings;
 use view::View;
@@ -188,6 +189,7 @@ struct Candidate {
     evidence: Vec<Evidence>,
     recommendations: Vec<String>,
     stacks: Vec<Site>,
+    owner: Option<LockOwner>,
 }
 
 impl Candidate {
@@ -211,6 +213,7 @@ impl Candidate {
             evidence: Vec::new(),
             recommendations: Vec::new(),
             stacks: Vec::new(),
+            owner: None,
         }
     }
 
@@ -408,6 +411,7 @@ impl Detector {
                 .map_or(&view.ledger.stamp.ts, |k| &k.finding.since)
                 .clone(),
             stacks: candidate.stacks,
+            owner: candidate.owner,
             who,
         };
         findings.insert(key, finding);
@@ -443,6 +447,7 @@ impl Detector {
                 windows,
             )];
             finding.stacks.clear();
+            finding.owner = None;
             resolved.push(finding);
             false
         });
@@ -450,6 +455,7 @@ impl Detector {
             // The stacks are large, and a resolved finding has none.
             let mut finding = finding.clone();
             finding.stacks.clear();
+            finding.owner = None;
             self.known.insert(key.clone(), Known { finding, absent: 0 });
         }
         resolved

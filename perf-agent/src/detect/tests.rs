@@ -49,6 +49,7 @@ fn contended() -> ProcessReport {
             count: 95,
             sum_ns: 940 * MS,
         }],
+        ..Lock::default()
     }];
     report
 }
@@ -62,6 +63,7 @@ fn every_rule_is_registered() {
         assert!(
             [
                 "explain",
+                "lock_holder",
                 "mod",
                 "services",
                 "settings",

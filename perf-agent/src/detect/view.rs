@@ -248,7 +248,12 @@ pub fn mean(sum: u64, count: u64) -> u64 {
 
 /// The innermost function of the program's own code: past libc, the vdso and the language runtime.
 pub fn own_function(site: &Site) -> Option<String> {
-    site.user_stack.iter().find(|f| is_own(f)).map(label)
+    own_frame(&site.user_stack)
+}
+
+/// The same of a user stack.
+pub fn own_frame(stack: &[Frame]) -> Option<String> {
+    stack.iter().find(|f| is_own(f)).map(label)
 }
 
 /// The function a CPU sample is put down to: the program's own, else whatever is innermost.

@@ -40,6 +40,7 @@ pub enum MapId {
     BlockIo = 6,
     /// Key: slot (u32); value: see [`crate::signals::histograms`].
     Histograms = 7,
+    LockHolds = 8,
 }
 
 impl MapId {
@@ -54,6 +55,7 @@ impl MapId {
             SyscallErrors,
             BlockIo,
             Histograms,
+            LockHolds,
         ]
         .into_iter()
         .find(|id| *id as u8 == n)

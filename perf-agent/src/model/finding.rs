@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Process, Site, Stamp, Window};
+use super::{LockOwner, Process, Site, Stamp, Window};
 
 /// Low, medium, high.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -54,6 +54,9 @@ pub struct Finding {
     pub since: String,
     /// Stacks the finding rests on, largest first.
     pub stacks: Vec<Site>,
+    /// Of a lock: who held it longest while others waited, what it did meanwhile, and where.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<LockOwner>,
 }
 
 /// A measured figure.

@@ -8,6 +8,7 @@
 mod coverage;
 mod finding;
 mod ledger;
+mod lock;
 mod profile;
 mod sockets;
 
@@ -18,6 +19,7 @@ use serde::Serialize;
 pub use coverage::*;
 pub use finding::*;
 pub use ledger::*;
+pub use lock::*;
 pub use profile::*;
 pub use sockets::*;
 

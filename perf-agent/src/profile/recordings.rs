@@ -61,6 +61,8 @@ fn thread(spent_ns: [u64; class::COUNT], since_ns: u64, site: SiteKey) -> Thread
         missed_wake_class: 0,
         woken_from: 0,
         tls_call: 0,
+        lock_wait: 0,
+        inner_tid: 0,
         pad: 0,
         seq_tail: 1,
     }

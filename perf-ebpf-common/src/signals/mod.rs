@@ -4,6 +4,7 @@ pub mod block_io;
 pub mod control;
 pub mod ledger;
 pub mod lifecycle;
+pub mod locks;
 pub mod python;
 pub mod sockets;
 pub mod stacks;

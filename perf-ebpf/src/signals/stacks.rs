@@ -121,6 +121,32 @@ pub fn of_block(ctx: &BtfTracePointContext, t: &mut ThreadState, regs: &Register
     };
 }
 
+/// The user stack at which the current thread wakes another out of a futex, from the memo too.
+#[inline(always)]
+pub fn of_release(t: &mut ThreadState, regs: &Registers) -> u64 {
+    /// One instruction makes all system calls in some programs: a block there has another entry.
+    const RELEASE: u64 = 1 << 32;
+    let (ip, sp) = (regs.ip(), regs.sp());
+    let mut key = hash_step(hash_step(RELEASE | regs.nr() as u64, ip), sp);
+    let python = begin_python(t.tid, t.tgid, Slot::Scheduler);
+    if python != 0 {
+        key = hash_step(key, python);
+    }
+    key |= 1;
+    let index = (key >> 32) as usize & (MEMO_SLOTS - 1);
+    let memo = t.memo[index];
+    if memo.key == key {
+        return memo.user_stack;
+    }
+    let (user_stack, partial) = walk_user(t.tid, t.tgid, &regs.user(), Slot::Scheduler);
+    t.memo[index] = StackMemo {
+        key: if partial { 0 } else { key },
+        kernel_stack: 0,
+        user_stack,
+    };
+    user_stack
+}
+
 #[inline(always)]
 fn ctx_ptr(ctx: &BtfTracePointContext) -> *mut c_void {
     use aya_ebpf::EbpfContext as _;
