@@ -13,9 +13,11 @@ pub mod forker;
 pub mod fresh_pages;
 pub mod fsyncs;
 pub mod gate;
+pub mod held_locks;
 pub mod http_requests;
 pub mod jit;
 pub mod lockfight;
+pub mod many_locks;
 pub mod measured;
 pub mod meter;
 pub mod migrate;
@@ -44,10 +46,12 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("forker", forker::run),
     ("fresh-pages", fresh_pages::run),
     ("fsyncs", fsyncs::run),
+    ("held-locks", held_locks::run),
     ("http-requests", http_requests::run),
     ("jit", jit::run),
     ("jit-private-tmp", jit::run_in_private_tmp),
     ("lockfight", lockfight::run),
+    ("many-locks", many_locks::run),
     ("migrate", migrate::run),
     ("paced-calls", paced_calls::run),
     ("runq", runq::run),
