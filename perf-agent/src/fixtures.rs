@@ -231,6 +231,10 @@ fn full_profile() -> Profile {
             waits: 3,
             sum_ns: 300,
             max_ns: 200,
+            waiters: 1,
+            holds: 2,
+            hold_ns: 250,
+            max_hold_ns: 150,
             wakers: vec![Waker {
                 waker_tid: 1,
                 waker_comm: "holder".into(),
@@ -239,6 +243,7 @@ fn full_profile() -> Profile {
                 count: 3,
                 sum_ns: 300,
             }],
+            owners: vec![full_owner()],
         }],
         growth: vec![full_growth()],
         accelerator: vec![AcceleratorCall {
@@ -250,6 +255,21 @@ fn full_profile() -> Profile {
             blocked_ns: 2_000,
             cpu_ns: 1_000,
         }],
+    }
+}
+
+fn full_owner() -> LockOwner {
+    LockOwner {
+        owner_tid: 1,
+        owner_comm: "holder".into(),
+        owner_source: "mutex_word".into(),
+        holds: 2,
+        hold_ns: 250,
+        max_hold_ns: 150,
+        meanwhile: classes(&[("cpu", 50), ("disk", 180), ("unknown", 20)]),
+        release_stack: vec![frame("flush_log", "/usr/bin/app")],
+        blocked_class: Some("disk".into()),
+        blocked_stack: vec![frame("fsync", "/usr/lib/libc.so.6")],
     }
 }
 
@@ -281,6 +301,7 @@ pub fn full_finding() -> Finding {
         stacks: full_sites(),
         growth: vec![full_growth()],
         exhausted_in_ns: Some(236_000_000_000),
+        owner: Some(full_owner()),
     }
 }
 
@@ -628,6 +649,7 @@ pub fn minimal_lines() -> Vec<Line> {
     finding.caused_by = None;
     finding.growth.clear();
     finding.exhausted_in_ns = None;
+    finding.owner = None;
     let mut connections = full_connections();
     connections.connections.clear();
     let mut statements = full_statements();

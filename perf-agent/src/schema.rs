@@ -13,6 +13,8 @@ mod tests {
 
     /// What the model leaves out where there is nothing to say: ends of paths.
     const OPTIONAL: &[&str] = &[
+        ".blocked_class",
+        ".blocked_stack",
         "_stack[].build_id",
         ".caused_by",
         ".caller",
@@ -30,6 +32,7 @@ mod tests {
         ".hook_ns",
         ".module",
         ".inlined",
+        "finding.owner",
         "(file).path",
         ".rtt_max_ns",
         ".rtt_min_ns",

@@ -62,11 +62,18 @@ pub enum Loss {
     /// A sampled allocation was begun while another thread walked its stack on the same CPU: it is not
     /// counted.
     AllocationStackBusy = 25,
+    /// `lock_holds` was full: a lock's owner is not shown.
+    LockHoldsFull = 26,
+    /// Both places of a lock in `held_locks` were taken by others that are waited for: its owner is not
+    /// known.
+    HeldLockTaken = 27,
+    /// `inner_tids` was full: a thread in a pid namespace is not known by the id its locks have.
+    InnerTidsFull = 28,
 }
 
 impl Loss {
     /// How many reasons there are.
-    pub const COUNT: usize = 26;
+    pub const COUNT: usize = 29;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Loss; Loss::COUNT] = [
@@ -96,6 +103,9 @@ impl Loss {
         Loss::GrowthFull,
         Loss::AllocationsFull,
         Loss::AllocationStackBusy,
+        Loss::LockHoldsFull,
+        Loss::HeldLockTaken,
+        Loss::InnerTidsFull,
     ];
 
     /// Whether something is missing: else it was made good, and is reported as `inferred`.
@@ -135,6 +145,9 @@ impl Loss {
             Loss::GrowthFull => "growth_full",
             Loss::AllocationsFull => "allocations_full",
             Loss::AllocationStackBusy => "allocation_stack_busy",
+            Loss::LockHoldsFull => "lock_holds_full",
+            Loss::HeldLockTaken => "held_lock_taken",
+            Loss::InnerTidsFull => "inner_tids_full",
         }
     }
 }

@@ -73,6 +73,12 @@ offsets! {
     task_run_delay: Optional ["task_struct.sched_info.run_delay"],
     /// Base of the thread's local storage, which is `pthread_self()` on x86-64.
     task_fsbase: Optional ["task_struct.thread.fsbase"],
+    /// A thread's ids in the pid namespaces it is in: what a lock's word has is the innermost one.
+    task_thread_pid: Optional ["task_struct.thread_pid"],
+    pid_level: Optional ["pid.level"],
+    pid_numbers: Optional ["pid.numbers"],
+    upid_nr: Optional ["upid.nr"],
+    upid_size: Optional ["upid"],
     task_min_flt: Ledger ["task_struct.min_flt"],
     task_maj_flt: Ledger ["task_struct.maj_flt"],
     task_nvcsw: Ledger ["task_struct.nvcsw"],

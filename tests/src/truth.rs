@@ -170,6 +170,34 @@ pub fn measured(json: &Value) -> Result<Vec<Measured>> {
         .collect()
 }
 
+/// How long the thread `holder` of the ground-truth program held each of its locks, by how it was known
+/// to hold it, against how long the thread that waited for that lock measured.
+pub fn compare_holds(measured: &[Measured], lines: &[Value], demands: Demands) -> Vec<Row> {
+    let owners: Vec<&Value> = lines
+        .iter()
+        .filter(|line| line["type"] == "profile")
+        .flat_map(|line| line["locks"].as_array().into_iter().flatten())
+        .flat_map(|lock| lock["owners"].as_array().into_iter().flatten())
+        .filter(|owner| owner["owner_comm"] == "holder")
+        .collect();
+    // A lock of Rust's standard library, and one of pthread's.
+    let waiters = [("mutex", "waker"), ("mutex-c", "mutex_word")];
+    let row = |(waiter, source): (&str, &str)| {
+        let waiter = measured.iter().find(|m| m.name == waiter)?;
+        let truth_ns = waiter.classes.get("lock").copied().unwrap_or(0);
+        let told = owners.iter().filter(|o| o["owner_source"] == source);
+        Some(Row {
+            tid: waiter.tid,
+            name: waiter.name.clone(),
+            what: format!("held, by {source}"),
+            truth_ns,
+            ledger_ns: told.filter_map(|o| o["hold_ns"].as_u64()).sum(),
+            allowed_ns: demands.classes.of(truth_ns),
+        })
+    };
+    waiters.into_iter().filter_map(row).collect()
+}
+
 /// Sums the threads of all `ledger` lines by thread id.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ mod allocations;
 mod clock;
 mod io;
 mod lines;
+mod locks;
 mod memory;
 mod profile;
 mod slowdown;
@@ -137,7 +138,8 @@ impl Pipeline {
                 None => self.damaged += 1,
             },
             MapId::Sites => self.profiles.sites(bytes),
-            MapId::Wakers => self.profiles.wakers(bytes),
+            MapId::Wakers => self.profiles.locks.wakers(bytes),
+            MapId::LockHolds => self.profiles.locks.holds(bytes),
             MapId::Syscalls => self.calls.cells(bytes),
             MapId::SyscallErrors => self.calls.errors(bytes),
             MapId::BlockIo => self.io.cells(bytes),

@@ -4,23 +4,20 @@ use std::collections::{BTreeMap, HashMap};
 
 use perf_ebpf_common::{
     CLASS_NAMES, Wire as _, class,
-    signals::ledger::{SiteKey, SiteTotals, WakerKey, detail},
+    signals::ledger::{SiteKey, SiteTotals, detail},
     sys,
 };
 
-use super::{accelerator, threads::Account};
+use super::{accelerator, locks::Locks, threads::Account};
 use crate::{
     detect::in_fault,
     drain::{FileFact, StackFact},
     kernel::tables::syscall_name,
-    model::{AcceleratorCall, Classes, Detail, Frame, Lock, Site, Waker},
+    model::{AcceleratorCall, Classes, Detail, Frame, Lock, Site},
 };
 
 /// Sites shown of each class.
 const TOP_SITES: usize = 8;
-/// Locks shown, and wakers of each.
-const TOP_LOCKS: usize = 8;
-const TOP_WAKERS: usize = 5;
 
 /// A process's part of a window.
 #[derive(Default)]
@@ -39,8 +36,7 @@ pub struct Profiles {
     now: HashMap<SiteKey, SiteTotals>,
     /// Count and time up to the end of the window before, open intervals included.
     before: HashMap<SiteKey, (u64, u64)>,
-    wakers_now: BTreeMap<WakerKey, SiteTotals>,
-    wakers_before: HashMap<WakerKey, SiteTotals>,
+    pub locks: Locks,
     stacks: HashMap<u64, Vec<Frame>>,
     unix: HashMap<u64, String>,
     files: HashMap<(u32, u64), String>,
@@ -56,17 +52,6 @@ impl Profiles {
                 SiteTotals::from_bytes(&entry[size_of::<SiteKey>()..]),
             ) {
                 self.now.insert(key, totals);
-            }
-        }
-    }
-
-    pub fn wakers(&mut self, bytes: &[u8]) {
-        for entry in bytes.chunks_exact(size_of::<WakerKey>() + size_of::<SiteTotals>()) {
-            if let (Some(key), Some(totals)) = (
-                WakerKey::from_bytes(entry),
-                SiteTotals::from_bytes(&entry[size_of::<WakerKey>()..]),
-            ) {
-                self.wakers_now.insert(key, totals);
             }
         }
     }
@@ -97,6 +82,7 @@ impl Profiles {
 
     pub fn slot_freed(&mut self, slot: u32) {
         self.before.retain(|key, _| u32::from(key.slot) != slot);
+        self.locks.slot_freed(slot);
     }
 
     /// Profiles of the window by process. `open` is the time of intervals still open, by site.
@@ -126,7 +112,9 @@ impl Profiles {
             let site = self.site(&key, count, sum_ns, max_ns);
             by_process.entry(*pid).or_default().push((key, site));
         }
-        let mut locks = self.locks(accounts, &by_process);
+        let mut locks = self
+            .locks
+            .window(accounts, owners, &by_process, &self.stacks);
         by_process
             .into_iter()
             .map(|(pid, sites)| {
@@ -199,63 +187,6 @@ impl Profiles {
             }
             _ => return None,
         })
-    }
-
-    /// Contended locks by process: waits from the sites, wakers beside them.
-    fn locks(
-        &mut self,
-        accounts: &[Account],
-        sites: &HashMap<u32, Vec<(SiteKey, Site)>>,
-    ) -> HashMap<u32, Vec<Lock>> {
-        let names: HashMap<u32, &String> = accounts
-            .iter()
-            .flat_map(|a| a.comms.iter().map(|(t, c)| (*t, c)))
-            .collect();
-        let name = |tid: u32| names.get(&tid).map(|c| (*c).clone()).unwrap_or_default();
-        let mut wakers: HashMap<(u32, u64), Vec<Waker>> = HashMap::new();
-        for (key, totals) in std::mem::take(&mut self.wakers_now) {
-            let before = self.wakers_before.insert(key, totals).unwrap_or_default();
-            let count = totals.count - before.count;
-            if count > 0 {
-                wakers
-                    .entry((key.waiter_tgid, key.address))
-                    .or_default()
-                    .push(Waker {
-                        waker_tid: key.waker_tid,
-                        waker_comm: name(key.waker_tid),
-                        waiter_tid: key.waiter_tid,
-                        waiter_comm: name(key.waiter_tid),
-                        count,
-                        sum_ns: totals.sum_ns - before.sum_ns,
-                    });
-            }
-        }
-        let mut out = HashMap::new();
-        for (pid, sites) in sites {
-            let mut locks: BTreeMap<u64, Lock> = BTreeMap::new();
-            for (key, site) in sites.iter().filter(|(k, _)| k.detail_kind == detail::FUTEX) {
-                let lock = locks.entry(key.detail[0]).or_insert_with(|| Lock {
-                    address: format!("{:#x}", key.detail[0]),
-                    waits: 0,
-                    sum_ns: 0,
-                    max_ns: 0,
-                    wakers: wakers.remove(&(*pid, key.detail[0])).unwrap_or_default(),
-                });
-                lock.waits += site.count;
-                lock.sum_ns += site.sum_ns;
-                lock.max_ns = lock.max_ns.max(site.max_ns);
-            }
-            let mut locks: Vec<Lock> = locks.into_values().collect();
-            locks.sort_by_key(|l| std::cmp::Reverse(l.sum_ns));
-            locks.truncate(TOP_LOCKS);
-            for lock in &mut locks {
-                lock.wakers
-                    .sort_by_key(|w| std::cmp::Reverse((w.sum_ns, w.waker_tid, w.waiter_tid)));
-                lock.wakers.truncate(TOP_WAKERS);
-            }
-            out.insert(*pid, locks);
-        }
-        out
     }
 }
 

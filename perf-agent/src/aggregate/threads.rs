@@ -300,6 +300,9 @@ impl Threads {
                     .get_mut(&pid)
                     .is_some_and(|p| !std::mem::replace(&mut p.counted, true));
                 account.fold(&threads, &split, first.then_some(name));
+                // Its locks are in the same line.
+                let names = threads.iter().map(|c| (c.tid, c.comm.clone()));
+                account.comms.extend(names);
             }
         }
         accounts.into_values().collect()

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::view::{View, class, cpu, net};
 use super::{Candidate, Rule, evidence, score};
-use crate::model::{Finding, Level};
+use crate::model::{Finding, Level, LockOwner};
 
 /// What a finding's evidence may have besides that of its rule.
 pub const NUMBERS: &[(&str, &str)] = &[(
@@ -263,9 +263,25 @@ fn while_held(view: &View, cause: &Candidate, effect: &Candidate) -> bool {
         frames.map(|frame| frame.name.as_str()).any(|n| n == name)
     };
     taken_in(&effect.key)
-        || effect
-            .holder
-            .is_some_and(|tid| mostly_does(view, tid, cause))
+        || effect.owner.as_ref().is_some_and(|owner| {
+            let told = mostly_did(owner, cause);
+            told.unwrap_or_else(|| mostly_does(view, owner.owner_tid, cause))
+        })
+}
+
+/// Whether the holder of a lock mostly did what a candidate is about while others waited; `None` where what
+/// it did is not known.
+fn mostly_did(owner: &LockOwner, cause: &Candidate) -> Option<bool> {
+    let known: u64 = owner.meanwhile.values().sum::<u64>() - class(&owner.meanwhile, "unknown");
+    let kind = match (&cause.server, cause.stacks.first()) {
+        (Some(_), _) => "net",
+        (None, Some(site)) => match site.class.split('.').next() {
+            Some("fault") | None => "other",
+            Some(kind) => kind,
+        },
+        (None, None) => return None,
+    };
+    (known > 0).then(|| class(&owner.meanwhile, kind) >= known / 2)
 }
 
 /// Whether the time of a thread that is neither idle nor waiting for a lock is mostly of a candidate's kind.

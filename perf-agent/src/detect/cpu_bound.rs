@@ -312,6 +312,7 @@ mod tests {
                 count: 10,
                 sum_ns: 900_000_000,
             }],
+            ..Lock::default()
         }];
         let found = find(&View::new(&report));
         assert_eq!(found[0].confidence, 0.45);

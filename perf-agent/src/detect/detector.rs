@@ -145,6 +145,7 @@ impl Detector {
                 .clone(),
             caused_by,
             stacks: candidate.stacks,
+            owner: candidate.owner,
             growth: candidate.growth,
             exhausted_in_ns: candidate.exhausted_in_ns,
             who,
@@ -183,6 +184,7 @@ impl Detector {
                 windows,
             )];
             finding.stacks.clear();
+            finding.owner = None;
             finding.growth.clear();
             finding.exhausted_in_ns = None;
             resolved.push(finding);
@@ -192,6 +194,7 @@ impl Detector {
             // The stacks are large, and a resolved finding has none.
             let mut finding = finding.clone();
             finding.stacks.clear();
+            finding.owner = None;
             finding.growth.clear();
             self.known.insert(key.clone(), Known { finding, absent: 0 });
         }

@@ -3,11 +3,12 @@
 //! Locks are grouped by the function that waits, which is the same in the next run (an address is
 //! not), and which puts the shards of one lock together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use super::lock_holder::Holder;
 use super::view::{View, class, mean, own_function, ratio};
 use super::{Candidate, Explain, evidence, gil, top_stacks};
-use crate::model::{Detail, Lock, Site, ThreadLedger};
+use crate::model::{Detail, Evidence, Lock, LockOwner, Site};
 use crate::sink::units;
 
 /// Findings a window, largest first.
@@ -23,7 +24,7 @@ struct Group<'a> {
 }
 
 pub const EXPLAIN: Explain = Explain {
-    looks_at: "time blocked on mutexes, read-write locks and file locks, by the function that waits",
+    looks_at: "time blocked on mutexes, read-write locks and file locks, by the function that waits; and what the holder does meanwhile",
     numbers: &[
         ("wait", "thread time spent waiting for it, a second"),
         ("waits", "waits that ended, a second"),
@@ -32,10 +33,34 @@ pub const EXPLAIN: Explain = Explain {
         ("waiters", "threads that waited"),
         (
             "top_holder_share",
-            "part of the waits that the thread named ended by letting go",
+            "part of that time that the thread named (`owner`) held it; of the waits it ended, where no hold was seen",
+        ),
+        ("hold", "time it was held while others waited, a second"),
+        (
+            "mean_hold",
+            "length of one hold: from when its holder was woken to take it, or others began to wait, to the wake-up of the next",
+        ),
+        ("max_hold", "the longest one since the attach"),
+        (
+            "holder_cpu",
+            "part of its holds in which the thread named computed",
+        ),
+        ("holder_runq", "the same, waiting for a CPU"),
+        ("holder_lock", "waiting for another lock"),
+        ("holder_disk", "waiting for the disk"),
+        ("holder_net", "waiting for a peer"),
+        ("holder_timer", "asleep"),
+        ("holder_idle", "waiting for an event or for work"),
+        (
+            "holder_other",
+            "blocked otherwise: a page fault, a pipe, a child",
+        ),
+        (
+            "holder_unknown",
+            "not known, because only its letting go told who it was (`owner_source` `waker`)",
         ),
     ],
-    next: "Look at what the holder does while it holds the lock (its stacks, its classes in `ledger`), and move that out.",
+    next: "Look at where the holder lets go (`owner.release_stack`) and where it is blocked meanwhile (`owner.blocked_stack`), and move what takes the time out.",
 };
 
 pub fn find(view: &View) -> Vec<Candidate> {
@@ -103,32 +128,6 @@ fn fallback_key(site: &Site) -> String {
     }
 }
 
-/// Who released it most: the thread, its share of the waits' time, its name.
-struct Holder {
-    tid: u32,
-    comm: String,
-    share: f64,
-}
-
-fn top_holder(group: &Group) -> Option<Holder> {
-    let mut by_tid: BTreeMap<u32, (u64, &str)> = BTreeMap::new();
-    let mut total = 0;
-    for waker in group.locks.iter().flat_map(|lock| &lock.wakers) {
-        total += waker.sum_ns;
-        // 0: a timeout or a signal ended the wait, nobody released the lock.
-        if waker.waker_tid != 0 {
-            let entry = by_tid.entry(waker.waker_tid).or_default();
-            *entry = (entry.0 + waker.sum_ns, &waker.waker_comm);
-        }
-    }
-    let (tid, (sum, comm)) = by_tid.into_iter().max_by_key(|(_, (sum, _))| *sum)?;
-    Some(Holder {
-        tid,
-        comm: comm.to_owned(),
-        share: ratio(sum, total),
-    })
-}
-
 fn candidate(view: &View, key: String, group: &Group) -> Candidate {
     let total_ns = view.class("lock");
     let wait_ns = group.wait_ns.min(total_ns);
@@ -137,15 +136,19 @@ fn candidate(view: &View, key: String, group: &Group) -> Candidate {
         true => group.sites.iter().map(|site| site.count).sum(),
         false => group.locks.iter().map(|lock| lock.waits).sum(),
     };
-    let holder = top_holder(group);
+    let holder = Holder::of(&group.locks);
     let mut found = Candidate::new(key, wait_ns, share);
     let what = describe(group, &found.key);
     let rate = units::duration_per_s(view.per_s(wait_ns));
     let held = match &holder {
-        Some(holder) => format!(", held most by {} ({})", holder.comm, holder.tid),
+        Some(holder) => format!(", held {}", holder.described(group.function.as_deref())),
         None => String::new(),
     };
-    found.title = format!("Threads wait {rate} for the {what}{held}");
+    let threads = match waiters(group) {
+        0 | 1 => "Threads wait".to_owned(),
+        n => format!("{n} threads wait"),
+    };
+    found.title = format!("{threads} {rate} for the {what}{held}");
     found.subject = format!("{what}{held}");
     // Measured waits with a known holder; without one the lock is known but not what to change.
     // No wait that ended: held through the whole window, or a wait that is no lock after all.
@@ -154,11 +157,17 @@ fn candidate(view: &View, key: String, group: &Group) -> Candidate {
         (None, 0) => 0.5,
         (None, _) => 0.75,
     };
-    found.holder = holder.as_ref().map(|holder| holder.tid);
     found.evidence = figures(view, group, wait_ns, waits, holder.as_ref());
     found.recommendations = recommendations(view, holder.as_ref());
     found.stacks = top_stacks(group.sites.iter().copied());
+    found.owner = holder.map(|holder| holder.owner);
     found
+}
+
+/// Threads that waited for the lock most waited for by many.
+fn waiters(group: &Group) -> u64 {
+    let waiters = group.locks.iter().map(|lock| lock.waiters);
+    waiters.max().unwrap_or(0)
 }
 
 /// `lock 0x7f00 (and 3 more) taken in `worker``.
@@ -193,16 +202,11 @@ fn figures(
     wait_ns: u64,
     waits: u64,
     holder: Option<&Holder>,
-) -> Vec<crate::model::Evidence> {
+) -> Vec<Evidence> {
     let locks_ns: u64 = group.locks.iter().map(|lock| lock.sum_ns).sum();
     let in_locks = group.locks.iter().map(|lock| lock.max_ns);
     let in_sites = group.sites.iter().map(|site| site.max_ns);
     let longest = in_locks.chain(in_sites).max().unwrap_or(0);
-    let waiters: BTreeSet<u32> = group
-        .locks
-        .iter()
-        .flat_map(|lock| lock.wakers.iter().map(|waker| waker.waiter_tid))
-        .collect();
     let sum_ns = if group.locks.is_empty() {
         wait_ns
     } else {
@@ -215,8 +219,39 @@ fn figures(
         evidence("max_wait", longest as f64, "ns", waits),
     ];
     if let Some(holder) = holder {
-        out.push(evidence("waiters", waiters.len() as f64, "count", waits));
+        out.push(evidence("waiters", waiters(group) as f64, "count", waits));
         out.push(evidence("top_holder_share", holder.share, "ratio", waits));
+        out.extend(holds(view, group, &holder.owner));
+    }
+    out
+}
+
+/// How long the locks were held while others waited, and what their longest holder did.
+fn holds(view: &View, group: &Group, owner: &LockOwner) -> Vec<Evidence> {
+    let sum = |of: fn(&Lock) -> u64| group.locks.iter().map(|lock| of(lock)).sum::<u64>();
+    let (held, times) = (sum(|lock| lock.hold_ns), sum(|lock| lock.holds));
+    if times == 0 {
+        return Vec::new();
+    }
+    let longest = group.locks.iter().map(|lock| lock.max_hold_ns).max();
+    let mut out = vec![
+        evidence("hold", view.per_s(held) as f64, "ns/s", times),
+        evidence("mean_hold", mean(held, times) as f64, "ns", times),
+        evidence("max_hold", longest.unwrap_or(0) as f64, "ns", times),
+    ];
+    for (class, ns) in &owner.meanwhile {
+        let (part, times) = (ratio(*ns, owner.hold_ns), owner.holds);
+        out.push(match class.as_str() {
+            "cpu" => evidence("holder_cpu", part, "ratio", times),
+            "runq" => evidence("holder_runq", part, "ratio", times),
+            "lock" => evidence("holder_lock", part, "ratio", times),
+            "disk" => evidence("holder_disk", part, "ratio", times),
+            "net" => evidence("holder_net", part, "ratio", times),
+            "timer" => evidence("holder_timer", part, "ratio", times),
+            "idle" => evidence("holder_idle", part, "ratio", times),
+            "other" => evidence("holder_other", part, "ratio", times),
+            _ => evidence("holder_unknown", part, "ratio", times),
+        });
     }
     out
 }
@@ -224,37 +259,11 @@ fn figures(
 /// What the holder does while others wait decides what to change.
 fn recommendations(view: &View, holder: Option<&Holder>) -> Vec<String> {
     let mut out = Vec::new();
-    let thread = holder.and_then(|holder| {
-        let mut threads = view.ledger.threads.iter();
-        threads.find(|thread| thread.tid == holder.tid)
-    });
-    if let (Some(holder), Some((what, share))) = (holder, thread.and_then(busiest_with)) {
-        out.push(format!(
-            "{} ({}) holds it and spends {:.0} % of its time {what}: take that out of the critical section",
-            holder.comm,
-            holder.tid,
-            share * 100.0
-        ));
-    }
+    out.extend(holder.and_then(|holder| holder.advice(view)));
     out.push("Hold the lock for less time: only what it protects, no calls that block".to_owned());
     out.push("Split it by key or by thread, or let readers share it".to_owned());
     out.push("Replace what it protects by an atomic, a queue or a copy per thread".to_owned());
     out
-}
-
-/// What a thread does most besides waiting for work or for a lock itself.
-fn busiest_with(thread: &ThreadLedger) -> Option<(&'static str, f64)> {
-    let (what, ns) = [
-        ("computing", super::view::cpu(&thread.classes)),
-        ("waiting for the disk", class(&thread.classes, "disk")),
-        ("waiting for a peer", super::view::net(&thread.classes)),
-        ("sleeping", class(&thread.classes, "timer")),
-        ("in page faults", class(&thread.classes, "fault")),
-    ]
-    .into_iter()
-    .max_by_key(|(_, ns)| *ns)?;
-    let share = ratio(ns, thread.lifetime_ns);
-    (share >= 0.1).then_some((what, share))
 }
 
 #[cfg(test)]
@@ -303,18 +312,20 @@ mod tests {
                 waits: 50,
                 sum_ns: 800_000_000,
                 max_ns: 30_000_000,
+                waiters: 2,
                 wakers: vec![
                     waker(1, 2, 30, 600_000_000),
                     waker(2, 1, 10, 100_000_000),
                     waker(0, 1, 10, 100_000_000),
                 ],
+                ..Lock::default()
             },
             Lock {
                 address: "0x2000".into(),
                 waits: 10,
                 sum_ns: 100_000_000,
                 max_ns: 15_000_000,
-                wakers: vec![],
+                ..Lock::default()
             },
         ];
         report
@@ -330,7 +341,7 @@ mod tests {
         assert_eq!(found.key, "update_cache");
         assert_eq!(
             found.title,
-            "Threads wait 900 ms/s for the lock 0x1000 (and 1 more) taken in \
+            "2 threads wait 900 ms/s for the lock 0x1000 (and 1 more) taken in \
              `update_cache`, held most by thread-1 (1)"
         );
         assert_eq!(found.confidence, 0.9);
@@ -357,6 +368,51 @@ mod tests {
             found.recommendations[0]
         );
         assert_eq!(found.stacks.len(), 2);
+    }
+
+    #[test]
+    fn who_held_it_where_and_what_it_did_is_said_with_the_lock() {
+        let mut report = contended();
+        let writer = LockOwner {
+            owner_tid: 2,
+            owner_comm: "writer".into(),
+            owner_source: "mutex_word".into(),
+            holds: 20,
+            hold_ns: 600_000_000,
+            max_hold_ns: 40_000_000,
+            meanwhile: [("cpu".into(), 150_000_000), ("disk".into(), 450_000_000)].into(),
+            release_stack: vec![frame("flush_log", "/usr/bin/app")],
+            blocked_class: Some("disk".into()),
+            blocked_stack: vec![
+                frame("fsync", "/lib/libc.so.6"),
+                frame("sync_file", "/usr/bin/app"),
+            ],
+        };
+        let lock = &mut report.profile.locks[0];
+        (lock.holds, lock.hold_ns, lock.max_hold_ns) = (25, 800_000_000, 50_000_000);
+        lock.owners = vec![writer.clone()];
+        let found = &find(&View::new(&report))[0];
+        assert_eq!(
+            found.subject,
+            "lock 0x1000 (and 1 more) taken in `update_cache`, held most by writer (2) in \
+             `flush_log`, which meanwhile waits for the disk 75 %"
+        );
+        assert_eq!(found.owner.as_ref(), Some(&writer));
+        let figure = |name: &str| {
+            let found = found.evidence.iter().find(|e| e.name == name);
+            found.map(|e| (e.value, e.samples))
+        };
+        assert_eq!(figure("top_holder_share"), Some((0.75, 60)));
+        assert_eq!(figure("hold"), Some((8e8, 25)));
+        assert_eq!(figure("mean_hold"), Some((32e6, 25)));
+        assert_eq!(figure("max_hold"), Some((50e6, 25)));
+        assert_eq!(figure("holder_disk"), Some((0.75, 20)));
+        assert_eq!(figure("holder_cpu"), Some((0.25, 20)));
+        assert_eq!(
+            found.recommendations[0],
+            "writer (2) waits for the disk 75 % of the time it holds it in `sync_file`: take that \
+             out of the critical section"
+        );
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod gil;
 mod gpu_wait;
 mod idle_in_transaction;
 mod lock_contention;
+mod lock_holder;
 mod memory_growth;
 mod n_plus_one;
 mod network_wait;
@@ -38,7 +39,7 @@ mod view;
 
 use std::collections::BTreeMap;
 
-use crate::model::{Evidence, Finding, Growth, Level, Site};
+use crate::model::{Evidence, Finding, Growth, Level, LockOwner, Site};
 use explain::Explain;
 use view::View;
 
@@ -203,8 +204,6 @@ struct Candidate {
     server: Option<String>,
     /// Peers that are asked because of it.
     brings: Vec<String>,
-    /// Of a lock: the thread that let go of it most.
-    holder: Option<u32>,
     effort: Level,
     confidence: f64,
     /// Keeps a finding that is there already, and begins none.
@@ -214,6 +213,8 @@ struct Candidate {
     stacks: Vec<Site>,
     growth: Vec<Growth>,
     exhausted_in_ns: Option<u64>,
+    /// Of a lock: the thread that held it longest.
+    owner: Option<LockOwner>,
 }
 
 impl Candidate {
@@ -233,7 +234,6 @@ impl Candidate {
             peer: None,
             server: None,
             brings: Vec::new(),
-            holder: None,
             effort: Level::Medium,
             confidence: 0.5,
             only_if_known: false,
@@ -242,6 +242,7 @@ impl Candidate {
             stacks: Vec::new(),
             growth: Vec::new(),
             exhausted_in_ns: None,
+            owner: None,
         }
     }
 

@@ -51,6 +51,7 @@ fn contended() -> ProcessReport {
             count: 95,
             sum_ns: 940 * MS,
         }],
+        ..Lock::default()
     }];
     report
 }
@@ -67,6 +68,7 @@ fn every_rule_is_registered() {
                 "detector",
                 "explain",
                 "gil",
+                "lock_holder",
                 "mod",
                 "services",
                 "settings",

@@ -42,6 +42,7 @@ pub enum MapId {
     Histograms = 7,
     Growth = 8,
     Allocations = 9,
+    LockHolds = 10,
 }
 
 impl MapId {
@@ -58,6 +59,7 @@ impl MapId {
             Histograms,
             Growth,
             Allocations,
+            LockHolds,
         ]
         .into_iter()
         .find(|id| *id as u8 == n)

@@ -70,6 +70,14 @@ pub fn syscall(text: &str) -> Option<InSyscall> {
     Some(InSyscall::Call(u32::try_from(nr).ok()?, args))
 }
 
+/// Id of a process or thread in its own pid namespace, by its `status`; `None` in the initial one.
+pub fn inner_tid(status: &str) -> Option<u32> {
+    let ids = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
+    let mut ids = ids.split_whitespace();
+    ids.next()?;
+    ids.next_back()?.parse().ok()
+}
+
 /// A row of `/proc/PID/net/tcp`, `tcp6` or `udp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InetSocket {
@@ -174,6 +182,13 @@ mod tests {
             Some(InSyscall::Call(202, [16, 128, 2]))
         );
         assert_eq!(syscall(""), None);
+    }
+
+    #[test]
+    fn the_innermost_id_is_the_last_and_none_without_a_namespace() {
+        assert_eq!(inner_tid("Name:\tx\nNSpid:\t4242\t17\t3\n"), Some(3));
+        assert_eq!(inner_tid("Name:\tx\nNSpid:\t4242\n"), None);
+        assert_eq!(inner_tid(""), None);
     }
 
     #[test]

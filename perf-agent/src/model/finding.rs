@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Growth, Process, Site, Stamp, Window};
+use super::{Growth, LockOwner, Process, Site, Stamp, Window};
 
 /// Low, medium, high.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -62,6 +62,9 @@ pub struct Finding {
     /// When what it takes is used up, at the rate it was used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exhausted_in_ns: Option<u64>,
+    /// Of a lock: who held it longest while others waited, what it did meanwhile, and where.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<LockOwner>,
 }
 
 /// A measured figure.

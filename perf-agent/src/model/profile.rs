@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{AcceleratorCall, Classes, Growth, Process, Stamp, Window};
+use super::{AcceleratorCall, Classes, Growth, Lock, Process, Stamp, Window};
 
 /// Where one process blocked and what it ran, by stack.
 #[derive(Clone, Debug, Serialize)]
@@ -84,28 +84,4 @@ pub struct Frame {
     /// Its code stands inside that of the next frame; told with `--inlines on`.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub inlined: bool,
-}
-
-/// A contended futex.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Lock {
-    /// User address of the futex word, hexadecimal.
-    pub address: String,
-    pub waits: u64,
-    pub sum_ns: u64,
-    pub max_ns: u64,
-    /// Who ended the waits, largest first.
-    pub wakers: Vec<Waker>,
-}
-
-/// Who woke whom out of a lock wait.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Waker {
-    /// 0 where a timeout, a signal or an interrupt ended the wait.
-    pub waker_tid: u32,
-    pub waker_comm: String,
-    pub waiter_tid: u32,
-    pub waiter_comm: String,
-    pub count: u64,
-    pub sum_ns: u64,
 }

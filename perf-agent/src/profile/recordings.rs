@@ -65,6 +65,9 @@ fn thread(spent_ns: [u64; class::COUNT], since_ns: u64, site: SiteKey) -> Thread
         woken_from: 0,
         tls_call: 0,
         memo_next: 0,
+        lock_wait: 0,
+        pad: [0; 3],
+        inner_tid: 0,
         seq_tail: 1,
     }
 }

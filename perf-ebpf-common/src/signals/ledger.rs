@@ -207,9 +207,14 @@ pub struct ThreadState {
     pub tls_call: u8,
     /// Slot of `memo` that is given up next.
     pub memo_next: u8,
+    /// 1 or 2, the place where it is counted among those who wait for a lock; else 0.
+    pub lock_wait: u8,
+    pub pad: [u8; 3],
+    /// Its id in its own pid namespace, 0 in the initial one.
+    pub inner_tid: u32,
     pub seq_tail: u64,
 }
-wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 8 + 8 * ASKED + 40 + 48 * MEMO_SLOTS + 32 + 40 + 16 + 16 + 8 + 8);
+wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 8 + 8 * ASKED + 40 + 48 * MEMO_SLOTS + 32 + 40 + 16 + 16 + 8 + 8 + 8);
 
 /// Histograms of one process, an element of the memory-mapped array `histograms`. Cumulative.
 #[repr(C)]

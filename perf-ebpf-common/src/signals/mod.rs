@@ -5,6 +5,7 @@ pub mod block_io;
 pub mod control;
 pub mod ledger;
 pub mod lifecycle;
+pub mod locks;
 pub mod memory;
 pub mod python;
 pub mod requests;

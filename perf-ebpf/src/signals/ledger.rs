@@ -29,7 +29,7 @@ use crate::{
     prelude::*,
     registers::Registers,
     shared_maps::{MMAPABLE, THREADS, sys_kind},
-    signals::{lifecycle, sockets, stacks},
+    signals::{lifecycle, locks, sockets, stacks},
 };
 
 /// Histograms, one element a process. An array: the slot is a small integer, and the index costs
@@ -335,6 +335,7 @@ pub fn switch_in(t: &mut ThreadState, now: u64) {
             let awake_since = if t.woken_ns != 0 { t.since_ns } else { now };
             let length = close(t, t.site.class, awake_since);
             record_site(t, length);
+            locks::gone(t);
             if t.woken_ns != 0 {
                 close(t, class::RUNQ, now);
                 t.woken_from = t.site.class + 1;
@@ -425,7 +426,10 @@ fn wake_blocked(t: &mut ThreadState) {
     t.state = thread_state::QUEUED;
     end(t);
     match class {
-        class::LOCK if t.site.detail_kind == detail::FUTEX => record_waker(t, length),
+        class::LOCK if t.site.detail_kind == detail::FUTEX => {
+            record_waker(t, length);
+            locks::woken(t, now);
+        }
         class::NET_SEND if t.file_sk != 0 => sockets::send_stalled(t.file_sk, length),
         _ => {}
     }

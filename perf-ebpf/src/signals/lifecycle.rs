@@ -21,7 +21,7 @@ use crate::{
     file::NO_WAKEUP,
     prelude::*,
     shared_maps::{EVENTS, GENERATED, THREADS},
-    signals::{ledger, unwind},
+    signals::{ledger, locks, unwind},
 };
 
 /// A new account is built here: it is larger than the stack.
@@ -102,8 +102,12 @@ pub fn fork(parent: &ThreadState, child: Typed) {
         woken_from: 0,
         tls_call: 0,
         memo_next: 0,
+        lock_wait: 0,
+        pad: [0; 3],
+        inner_tid: 0,
         seq_tail: 0,
     };
+    t.inner_tid = locks::inner_tid(child, tid, tgid);
     if new_process {
         unwind::forked(parent.tgid, tgid);
     }
@@ -171,6 +175,7 @@ pub fn thread_exit(t: &mut ThreadState, task: Typed, now: u64) {
         }
         None => lose(Loss::RingFull),
     }
+    locks::ended(t);
     let _ = THREADS.remove(&tid);
 }
 

@@ -86,14 +86,8 @@ pub fn of_block(ctx: &BtfTracePointContext, t: &mut ThreadState, regs: &Register
     // SAFETY: a per-CPU element of this program class.
     let stats = unsafe { &mut *stats };
     let class = forgotten(&t.site.class);
-    let (ip, sp) = (regs.ip(), regs.sp());
-    let mut key = hash_step(hash_step(t.site.nr as u64, ip), sp);
-    // One native stack may be many Python ones.
-    let python = begin_python(t.tid, t.tgid, Slot::Scheduler);
-    if python != 0 {
-        key = hash_step(key, python);
-    }
-    key |= 1;
+    let sp = regs.sp();
+    let key = key_of(t, t.site.nr as u64, regs);
     let Some(scratch) = SCRATCH.get_ptr_mut(Slot::Scheduler as u32) else {
         return;
     };
@@ -128,7 +122,7 @@ pub fn of_block(ctx: &BtfTracePointContext, t: &mut ThreadState, regs: &Register
         stats.mismatched += 1;
     }
     if repeats(class) && !partial {
-        remember(scratch, t, key, sp);
+        remember(scratch, t, key, sp, (kernel_stack, user_stack));
     }
 }
 
@@ -143,9 +137,15 @@ fn recall(scratch: &mut Scratch, t: &ThreadState, key: u64, sp: u64) -> Option<(
     None
 }
 
-/// Remembers the stacks of the open site, which were just walked.
+/// Remembers a kernel and a user stack, which were just walked.
 #[inline(always)]
-fn remember(scratch: &mut Scratch, t: &mut ThreadState, key: u64, sp: u64) {
+fn remember(
+    scratch: &mut Scratch,
+    t: &mut ThreadState,
+    key: u64,
+    sp: u64,
+    (kernel_stack, user_stack): (u64, u64),
+) {
     let returns = scratch.walk.returns;
     let print = print_of(scratch, sp, &returns);
     if print == UNREADABLE {
@@ -155,8 +155,8 @@ fn remember(scratch: &mut Scratch, t: &mut ThreadState, key: u64, sp: u64) {
     t.memo_next = slot as u8 + 1;
     t.memo[slot] = StackMemo {
         key,
-        kernel_stack: t.site.kernel_stack,
-        user_stack: t.site.user_stack,
+        kernel_stack,
+        user_stack,
         print,
         returns,
     };
@@ -181,6 +181,40 @@ fn print_of(scratch: &mut Scratch, sp: u64, returns: &Returns) -> u64 {
         print = hash_step(print, scratch.frames[place as usize & Returns::WORDS]);
     }
     print | 1
+}
+
+/// The user stack at which the current thread wakes another out of a futex, from the memo too.
+#[inline(always)]
+pub fn of_release(t: &mut ThreadState, regs: &Registers) -> u64 {
+    /// One instruction makes all system calls in some programs: a block there has another entry.
+    const RELEASE: u64 = 1 << 32;
+    let Some(scratch) = SCRATCH.get_ptr_mut(Slot::Scheduler as u32) else {
+        return 0;
+    };
+    // SAFETY: a per-CPU element of this program class.
+    let scratch = unsafe { &mut *scratch };
+    let sp = regs.sp();
+    let key = key_of(t, RELEASE | regs.nr() as u64, regs);
+    if let Some((_, user_stack)) = recall(scratch, t, key, sp) {
+        return user_stack;
+    }
+    let (user_stack, partial) = walk_user(t.tid, t.tgid, &regs.user(), Slot::Scheduler);
+    if !partial {
+        remember(scratch, t, key, sp, (0, user_stack));
+    }
+    user_stack
+}
+
+/// Key of the memo, for a system call; walks the frames of an interpreter.
+#[inline(always)]
+fn key_of(t: &ThreadState, call: u64, regs: &Registers) -> u64 {
+    let mut key = hash_step(hash_step(call, regs.ip()), regs.sp());
+    // One native stack may be many Python ones.
+    let python = begin_python(t.tid, t.tgid, Slot::Scheduler);
+    if python != 0 {
+        key = hash_step(key, python);
+    }
+    key | 1
 }
 
 #[inline(always)]

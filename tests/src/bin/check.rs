@@ -60,7 +60,8 @@ fn run(mut arguments: impl Iterator<Item = String>) -> Result<bool> {
         })
         .collect::<Result<Vec<Value>>>()?;
     let measured = truth::measured(&serde_json::from_str(&read(truth)?)?)?;
-    let rows = truth::compare(&measured, &truth::booked(&lines)?, demands);
+    let mut rows = truth::compare(&measured, &truth::booked(&lines)?, demands);
+    rows.extend(truth::compare_holds(&measured, &lines, demands));
     print!("{}", truth::table(&rows));
     let failed = rows.iter().filter(|row| !row.holds()).count();
     println!("{} figures compared, {failed} out of tolerance", rows.len());

@@ -13,10 +13,12 @@ pub mod forker;
 pub mod fresh_pages;
 pub mod fsyncs;
 pub mod gate;
+pub mod held_locks;
 pub mod http_requests;
 pub mod http_server;
 pub mod jit;
 pub mod lockfight;
+pub mod many_locks;
 pub mod measured;
 pub mod memory;
 pub mod meter;
@@ -47,6 +49,7 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("forker", forker::run),
     ("fresh-pages", fresh_pages::run),
     ("fsyncs", fsyncs::run),
+    ("held-locks", held_locks::run),
     ("http-requests", http_requests::run),
     ("http-server-all", http_server::all::run),
     ("http-server-threads", http_server::threads::run),
@@ -55,6 +58,7 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("lockfight", lockfight::run),
     ("memory-grows", memory::grow),
     ("memory-steady", memory::steady),
+    ("many-locks", many_locks::run),
     ("migrate", migrate::run),
     ("paced-calls", paced_calls::run),
     ("runq", runq::run),

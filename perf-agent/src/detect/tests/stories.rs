@@ -202,7 +202,7 @@ fn the_interpreters_lock_is_told_once() {
         waits: 100,
         sum_ns: 400 * MS,
         max_ns: MS,
-        wakers: vec![],
+        ..Lock::default()
     }];
     let found = findings(vec![process]);
     let locks: Vec<&Finding> = found

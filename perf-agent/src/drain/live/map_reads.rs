@@ -10,6 +10,7 @@ use perf_ebpf_common::{
         allocations::{Allocation, AllocationKey, AllocationTotals, LiveKey},
         block_io::BlockIoKey,
         ledger::{SiteKey, SiteTotals, ThreadState},
+        locks::{LockHoldKey, LockHoldTotals},
         memory::{GrowthKey, GrowthTotals},
         sockets::Connection,
         stacks::MemoStats,
@@ -143,6 +144,7 @@ impl Live {
         };
         read(MapId::Sites, &maps.sites, "sites")?;
         read(MapId::Wakers, &maps.wakers, "wakers")?;
+        read(MapId::LockHolds, &maps.lock_holds, "lock_holds")?;
         read(MapId::Syscalls, &maps.syscalls, "syscalls")?;
         read(MapId::SyscallErrors, &maps.syscall_errors, "syscall_errors")?;
         read(MapId::BlockIo, &maps.block_io, "block_io")?;
@@ -194,6 +196,8 @@ impl Live {
                 |k| k.slot.into(),
                 slot,
             )?;
+            let totals = size_of::<LockHoldTotals>();
+            delete_slot::<LockHoldKey>(&maps.lock_holds, totals, |k| k.slot.into(), slot)?;
             let cell = size_of::<LatencyCell>();
             delete_slot::<SyscallKey>(&maps.syscalls, cell, |k| k.slot, slot)?;
             delete_slot::<SyscallErrorKey>(&maps.syscall_errors, 8, |k| k.slot, slot)?;

@@ -7,6 +7,7 @@ use perf_ebpf_common::{
     Wire as _, class,
     signals::{
         ledger::{ASKED, ListenerKey, MEMO_SLOTS, SiteKey, StackMemo, ThreadState, thread_state},
+        locks::InnerTid,
         tls::TlsCall,
     },
 };
@@ -14,7 +15,7 @@ use perf_ebpf_common::{
 use super::{Live, monotonic_ns, proc_facts::thread_fact};
 use crate::unwind::Request;
 use crate::{
-    drain::{Fact, Frame, seeds},
+    drain::{Fact, Frame, procfs, seeds},
     kernel::{Kernel, raw::NOEXIST},
 };
 
@@ -30,6 +31,7 @@ impl Live {
             .with_context(|| format!("process {pid} is not there"))?;
         let slot = self.add_process(pid, comm.trim_end().to_owned(), now);
         self.tell_unwinder(Request::Follow(pid));
+        let namespaced = inner_tid(pid, pid) != 0;
         loop {
             let mut new = 0;
             let tasks = fs::read_dir(format!("/proc/{pid}/task"))
@@ -38,7 +40,7 @@ impl Live {
                 let Some(tid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
                     continue;
                 };
-                new += usize::from(self.seed_thread(pid, tid, slot)?);
+                new += usize::from(self.seed_thread(pid, tid, slot, namespaced)?);
             }
             if new == 0 {
                 return Ok(());
@@ -47,8 +49,11 @@ impl Live {
     }
 
     /// Whether the thread was not there yet.
-    fn seed_thread(&mut self, pid: u32, tid: u32, slot: u32) -> Result<bool> {
-        let state = seeded_state(pid, tid, slot, monotonic_ns());
+    fn seed_thread(&mut self, pid: u32, tid: u32, slot: u32, namespaced: bool) -> Result<bool> {
+        let mut state = seeded_state(pid, tid, slot, monotonic_ns());
+        if namespaced {
+            state.inner_tid = inner_tid(pid, tid);
+        }
         match self
             .kernel
             .maps
@@ -57,6 +62,7 @@ impl Live {
         {
             Ok(()) => {
                 self.thread_entries += 1;
+                self.know_by_inner_tid(&state)?;
                 self.process(pid).threads.insert(tid);
                 // The base of the cross-check.
                 self.frames
@@ -70,6 +76,31 @@ impl Live {
             Err(e) => Err(e).context("seeding a thread"),
         }
     }
+}
+
+impl Live {
+    /// Lets the kernel side find a thread by the id that the locks of its process have.
+    fn know_by_inner_tid(&self, t: &ThreadState) -> Result<()> {
+        if t.inner_tid == 0 {
+            return Ok(());
+        }
+        let key = InnerTid {
+            tgid: t.tgid,
+            tid: t.inner_tid,
+        };
+        let map = &self.kernel.maps.inner_tids;
+        match map.update(key.as_bytes(), &t.tid.to_ne_bytes(), 0) {
+            // Full: owners of its locks are told by who lets go.
+            Err(e) if e.raw_os_error() == Some(libc::E2BIG) => Ok(()),
+            result => result.context("filling inner_tids"),
+        }
+    }
+}
+
+/// Id of a thread in its own pid namespace, 0 in the initial one.
+fn inner_tid(pid: u32, tid: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status"));
+    procfs::inner_tid(&status.unwrap_or_default()).unwrap_or(0)
 }
 
 /// The account of a thread that is there already.
@@ -119,6 +150,9 @@ pub(super) fn seeded_state(pid: u32, tid: u32, slot: u32, now_ns: u64) -> Thread
         woken_from: 0,
         tls_call: 0,
         memo_next: 0,
+        lock_wait: 0,
+        pad: [0; 3],
+        inner_tid: 0,
         seq_tail: 0,
     }
 }

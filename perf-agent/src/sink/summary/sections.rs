@@ -91,16 +91,22 @@ pub fn ledger(text: &mut Text, process: &ProcessSum) {
 
 /// `lock 60 %, disk 5 %`: what a thread waited for, the small ones left out.
 fn blocked(classes: &Classes, lifetime_ns: u64) -> String {
-    let mut waits: Vec<(&String, u64)> = classes
+    let waits = classes
         .iter()
-        .filter(|(class, _)| !class.starts_with("cpu.") && *class != "runq")
+        .filter(|(class, _)| !class.starts_with("cpu.") && *class != "runq");
+    largest(waits, lifetime_ns)
+}
+
+/// The largest classes with their parts of `whole_ns`, the small ones left out.
+fn largest<'a>(classes: impl Iterator<Item = (&'a String, &'a u64)>, whole_ns: u64) -> String {
+    let mut times: Vec<(&String, u64)> = classes
         .map(|(class, ns)| (class, *ns))
-        .filter(|(_, ns)| ns * 200 >= lifetime_ns && *ns > 0)
+        .filter(|(_, ns)| ns * 200 >= whole_ns && *ns > 0)
         .collect();
-    waits.sort_by_key(|(_, ns)| Reverse(*ns));
-    let shown = waits.into_iter().take(4);
+    times.sort_by_key(|(_, ns)| Reverse(*ns));
+    let shown = times.into_iter().take(4);
     let shown: Vec<String> = shown
-        .map(|(class, ns)| format!("{class} {}", units::percent(ns, lifetime_ns)))
+        .map(|(class, ns)| format!("{class} {}", units::percent(ns, whole_ns)))
         .collect();
     shown.join(", ")
 }
@@ -242,12 +248,14 @@ pub fn locks(text: &mut Text, process: &ProcessSum) {
         ("mean", Align::Right),
         ("max", Align::Right),
         ("held most by", Align::Left),
+        ("who meanwhile was in", Align::Left),
     ]);
     for (address, lock) in locks.into_iter().take(LOCKS) {
-        let holders = lock.holders.iter().filter(|((tid, _), _)| *tid != 0);
-        let holder = holders.max_by_key(|(_, ns)| **ns);
-        let holder = holder.map_or_else(String::new, |((tid, comm), ns)| {
-            format!("{comm} ({tid}), {}", units::percent(*ns, lock.sum_ns))
+        let holder = lock.holders.iter().max_by_key(|(_, h)| h.hold_ns);
+        let (who, meanwhile) = holder.map_or_else(Default::default, |((tid, comm), held)| {
+            let share = units::percent(held.hold_ns, lock.hold_ns);
+            let who = format!("{comm} ({tid}), {share}");
+            (who, largest(held.meanwhile.iter(), held.hold_ns))
         });
         table.row(vec![
             plain(address.clone()),
@@ -257,7 +265,8 @@ pub fn locks(text: &mut Text, process: &ProcessSum) {
                 lock.sum_ns.checked_div(lock.waits).unwrap_or(0),
             )),
             plain(units::duration(lock.max_ns)),
-            plain(holder),
+            plain(who),
+            plain(meanwhile),
         ]);
     }
     table.put(text);

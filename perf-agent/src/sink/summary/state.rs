@@ -97,8 +97,17 @@ pub struct LockSum {
     pub waits: u64,
     pub sum_ns: u64,
     pub max_ns: u64,
-    /// Time of the waits each thread ended, by (tid, name).
-    pub holders: BTreeMap<(u32, String), u64>,
+    /// Time it was held while others waited.
+    pub hold_ns: u64,
+    /// Of that, what each thread held, by (tid, name).
+    pub holders: BTreeMap<(u32, String), HolderSum>,
+}
+
+/// One holder of a lock over several windows.
+#[derive(Default)]
+pub struct HolderSum {
+    pub hold_ns: u64,
+    pub meanwhile: Classes,
 }
 
 /// A finding over several windows.
@@ -284,9 +293,14 @@ impl ProcessSum {
             sum.waits += lock.waits;
             sum.sum_ns += lock.sum_ns;
             sum.max_ns = sum.max_ns.max(lock.max_ns);
-            for waker in &lock.wakers {
-                let holder = (waker.waker_tid, waker.waker_comm.clone());
-                *sum.holders.entry(holder).or_default() += waker.sum_ns;
+            sum.hold_ns += lock.hold_ns;
+            for owner in &lock.owners {
+                let key = (owner.owner_tid, owner.owner_comm.clone());
+                let holder = sum.holders.entry(key).or_default();
+                holder.hold_ns += owner.hold_ns;
+                for (class, ns) in &owner.meanwhile {
+                    *holder.meanwhile.entry(class.clone()).or_default() += ns;
+                }
             }
         }
         self.given_up += shrink(&mut self.locks, |lock| lock.sum_ns);
