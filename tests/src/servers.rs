@@ -453,11 +453,6 @@ impl Postgres {
         command
     }
 
-    /// The Unix socket it listens on.
-    pub fn socket(&self) -> PathBuf {
-        self.sockets.join(format!(".s.PGSQL.{PORT}"))
-    }
-
     pub fn pgbench(&self) -> Command {
         let mut command = Command::new(self.binaries.join("pgbench"));
         command
