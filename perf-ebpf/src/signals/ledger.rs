@@ -397,27 +397,25 @@ pub fn waking(t: &mut ThreadState, task: Typed) {
         fence(t);
     }
     match forgotten(&t.state) {
-        thread_state::BLOCKED => wake_blocked(t),
-        thread_state::SEEDED if off_queue(task) => {
-            // Blocked since before it was seeded; its registers still tell where.
+        thread_state::BLOCKED => {
             let now = now_ns();
-            begin(t);
-            t.runtime_ns = field(task, offset!(task_sum_exec_runtime));
-            let state: u32 = field(task, offset!(task_state));
-            find_site(t, task, state);
-            let length = close(t, t.site.class, now);
-            record_site(t, length);
-            t.state = thread_state::QUEUED;
-            end(t);
+            if wake_blocked(t, now) {
+                locks::woken(t, now);
+            }
+        }
+        thread_state::SEEDED if off_queue(task) => {
+            wake_seeded(t, task);
         }
         _ => {}
     }
 }
 
-/// Ends a block.
-#[inline(always)]
-fn wake_blocked(t: &mut ThreadState) {
-    let now = now_ns();
+/// Ends a block; whether it was one on a futex that is a lock.
+///
+/// VERIFIER: this and [`wake_seeded`] are functions of their own so that what they keep on the stack is not
+/// there while [`locks::woken`] walks another: 576 of the 512 bytes there may be, otherwise.
+#[inline(never)]
+fn wake_blocked(t: &mut ThreadState, now: u64) -> bool {
     begin(t);
     let class = t.site.class;
     let length = close(t, class, now);
@@ -428,11 +426,27 @@ fn wake_blocked(t: &mut ThreadState) {
     match class {
         class::LOCK if t.site.detail_kind == detail::FUTEX => {
             record_waker(t, length);
-            locks::woken(t, now);
+            return true;
         }
         class::NET_SEND if t.file_sk != 0 => sockets::send_stalled(t.file_sk, length),
         _ => {}
     }
+    false
+}
+
+/// Ends a block that began before the thread was seeded; its registers still tell where.
+#[inline(never)]
+fn wake_seeded(t: &mut ThreadState, task: Typed) -> bool {
+    let now = now_ns();
+    begin(t);
+    t.runtime_ns = field(task, offset!(task_sum_exec_runtime));
+    let state: u32 = field(task, offset!(task_state));
+    find_site(t, task, state);
+    let length = close(t, t.site.class, now);
+    record_site(t, length);
+    t.state = thread_state::QUEUED;
+    end(t);
+    true
 }
 
 /// A full fence on x86-64 (a locked addition, 5 ns): the note must be visible before the state is
