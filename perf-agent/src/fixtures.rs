@@ -716,7 +716,6 @@ pub fn minimal_report(comm: &str) -> ProcessReport {
         statements: None,
         allocations: Vec::new(),
         requests: None,
-        resident_bytes: None,
     }
 }
 

@@ -128,7 +128,6 @@ impl Context<'_> {
             statements: None,
             allocations: Vec::new(),
             requests: None,
-            resident_bytes: None,
         }
     }
 }

@@ -271,7 +271,6 @@ impl Pipeline {
             report.ledger.memory = memory.memory.map(Box::new);
             report.profile.growth = memory.growth;
             self.sockets.add_to(report, &stamp, window);
-            report.resident_bytes = w.resident_bytes.get(&report.ledger.who.pid).copied();
         }
         let damaged = std::mem::take(&mut self.damaged);
         let mut coverage = lines::coverage(&stamp, window, &processes, (&self.before, w), damaged);

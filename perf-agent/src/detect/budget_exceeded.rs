@@ -68,8 +68,8 @@ pub fn find(view: &View) -> Vec<Candidate> {
     let of_cpu = budget.cpu.and_then(|cpus| cpu_time(view, cpus.0));
     let of_rss = budget
         .rss
-        .zip(view.resident_bytes)
-        .and_then(|(most, bytes)| memory(view, bytes, most.0));
+        .zip(view.ledger.memory.as_ref())
+        .and_then(|(most, held)| memory(view, held.resident_bytes, most.0));
     of_cpu.into_iter().chain(of_rss).collect()
 }
 
@@ -139,13 +139,17 @@ mod tests {
     use super::*;
     use crate::detect::settings::Settings;
     use crate::fixtures::{report, thread};
+    use crate::model::Memory;
 
     const MS: u64 = 1_000_000;
 
     fn found(cpu_ms: u64, rss_mib: u64, budget: Budget) -> Vec<Candidate> {
         let classes = [("cpu.user", cpu_ms * MS), ("idle", (1_000 - cpu_ms) * MS)];
         let mut report = report("web", vec![thread(1, &classes)]);
-        report.resident_bytes = Some(rss_mib << 20);
+        report.ledger.memory = Some(Box::new(Memory {
+            resident_bytes: rss_mib << 20,
+            ..Memory::default()
+        }));
         let settings = Settings {
             budget,
             ..Settings::default()

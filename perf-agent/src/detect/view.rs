@@ -107,8 +107,6 @@ pub struct View<'a> {
     connections: Option<&'a Connections>,
     statements: Option<&'a Statements>,
     requests: Option<&'a Requests>,
-    /// At the end of the window, where it could be read.
-    pub resident_bytes: Option<u64>,
     pub settings: &'a Settings,
 }
 
@@ -127,7 +125,6 @@ impl<'a> View<'a> {
             connections: report.connections.as_ref(),
             statements: report.statements.as_ref(),
             requests: report.requests.as_ref(),
-            resident_bytes: report.resident_bytes,
             settings,
         }
     }

@@ -547,11 +547,6 @@ impl Live {
                 .processes()
                 .filter_map(|(pid, _)| throttled(pid))
                 .collect(),
-            resident_bytes: self
-                .slots
-                .processes()
-                .filter_map(|(pid, _)| Some((pid, proc_facts::resident_of(&pid.to_string())?)))
-                .collect(),
         })
     }
 

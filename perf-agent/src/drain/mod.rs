@@ -365,9 +365,6 @@ pub struct WindowFact {
     pub syscalls_on_ns: u64,
     /// CPU quota by process: cgroup, periods, throttled periods, throttled ns, since the attach.
     pub throttled: BTreeMap<u32, (String, u64, u64, u64)>,
-    /// Resident memory by process.
-    #[serde(default)]
-    pub resident_bytes: BTreeMap<u32, u64>,
 }
 
 /// Why the trace ended.

@@ -178,8 +178,6 @@ pub struct ProcessReport {
     /// Not part of the lines: of `profile --mode alloc`.
     pub allocations: Vec<AllocationSite>,
     pub requests: Option<Requests>,
-    /// Resident memory at the end of the window; not part of a line.
-    pub resident_bytes: Option<u64>,
 }
 
 /// Everything of one window, in the order it is emitted.

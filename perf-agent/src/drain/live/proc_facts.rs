@@ -112,13 +112,10 @@ pub(super) fn throttled(pid: u32) -> Option<(u32, (String, u64, u64, u64))> {
 
 /// Resident memory of this process.
 pub(super) fn resident_bytes() -> u64 {
-    resident_of("self").unwrap_or(0)
-}
-
-/// Resident memory of a process (`/proc/PID/statm`, second field, in pages).
-pub(super) fn resident_of(pid: &str) -> Option<u64> {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let pages = statm.split_whitespace().nth(1)?.parse::<u64>().ok()?;
+    let pages = fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|s| s.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0);
     // SAFETY: no memory is touched.
-    Some(pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(1) as u64)
+    pages * unsafe { libc::sysconf(libc::_SC_PAGESIZE) }.max(1) as u64
 }
