@@ -6,13 +6,21 @@ use perf_agent_tests::rows::row::Servers;
 use perf_agent_tests::servers::{self, Postgres};
 use perf_agent_tests::{PATIENCE, agent, alone, gallery};
 
+/// A row that is wrong is run once more: its two programs run one after the other, and a host that takes
+/// CPU time from one of them makes a bound wrong that is not. What is wrong by itself is so twice.
 #[test]
 fn every_row_of_the_gallery_is_right() {
     let _alone = alone();
     let mut servers = Servers::default();
     let outcomes: Vec<_> = ROWS
         .iter()
-        .map(|row| gallery::run(row, &mut servers))
+        .map(|row| {
+            let outcome = gallery::run(row, &mut servers);
+            match outcome.wrong.is_empty() {
+                true => outcome,
+                false => gallery::run(row, &mut servers),
+            }
+        })
         .collect();
     let wrong: Vec<String> = outcomes
         .iter()

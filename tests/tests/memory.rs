@@ -154,6 +154,7 @@ fn allocations_are_told_by_who_makes_them_and_whether_they_were_freed() {
     let pid = program.pid();
     let profile = Command::new(agent::binary())
         .args(["profile", "--mode", "alloc", "--sample-bytes", "65536"])
+        .args(["--duration", "6s"])
         .args(["--folded", "-", "-p", &pid.to_string()])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -162,9 +163,9 @@ fn allocations_are_told_by_who_makes_them_and_whether_they_were_freed() {
     malloc_is_probed(pid);
     program.go();
     program.done(PATIENCE);
-    // Its end is the profile's.
-    program.go();
+    // It is there until all is named: it may have done its work before the profile's first look.
     let output = profile.wait_with_output().unwrap();
+    program.go();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
     let text = String::from_utf8(output.stdout).unwrap();

@@ -112,8 +112,10 @@ fn chain_is_whole(run: &Run, expected: &Expected<'_>) {
         let (good, bad): (Vec<&Value>, Vec<&Value>) =
             sites.into_iter().partition(|site| expected.is_in(site));
         assert!(all >= least, "{class}: {all} samples");
+        // A single one is not five of a thousand: of some 190 samples on the CPU one was in `free` below
+        // `middle`, which has the exception by then, and so was right.
         assert!(
-            sum(&good) * 1000 >= all * 995,
+            sum(&good) * 1000 >= all * 995 || sum(&bad) == 1,
             "{class}: {} of {all} have the chain; others:\n{:?}",
             sum(&good),
             bad.iter().map(|s| names(s)).collect::<Vec<_>>()
