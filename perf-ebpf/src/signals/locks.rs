@@ -123,7 +123,11 @@ fn free_place(key: u64) -> u8 {
     }
 }
 
-/// The current thread, just found blocked, waits for a lock: about 60 ns with an owner to look up.
+/// The current thread, just found blocked, waits for a lock.
+///
+/// A wait and the release that ends it cost about 80 ns more with all that is here: two threads that wake
+/// each other out of a futex spent 1,000 to 1,390 ns in kernel programs for two of each, 900 to 1,200
+/// without (on a busy machine).
 #[inline(never)]
 pub fn wait_begins(t: &mut ThreadState, task: Typed, now: u64) {
     let key = key_of(t);
