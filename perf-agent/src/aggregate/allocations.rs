@@ -2,12 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use perf_ebpf_common::{
-    Wire as _,
-    signals::allocations::{AllocationKey, AllocationTotals},
-};
+use perf_ebpf_common::signals::allocations::{AllocationKey, AllocationTotals};
 
 use crate::model::{AllocationSite, Frame};
+use crate::signals::entries;
 
 /// Cells at the end of the window before and now.
 #[derive(Default)]
@@ -18,15 +16,8 @@ pub struct Allocations {
 
 impl Allocations {
     pub fn cells(&mut self, bytes: &[u8]) {
-        for entry in bytes.chunks_exact(size_of::<AllocationKey>() + size_of::<AllocationTotals>())
-        {
-            if let (Some(key), Some(totals)) = (
-                AllocationKey::from_bytes(entry),
-                AllocationTotals::from_bytes(&entry[size_of::<AllocationKey>()..]),
-            ) {
-                self.now.insert(key, totals);
-            }
-        }
+        self.now
+            .extend(entries::<AllocationKey, AllocationTotals>(bytes));
     }
 
     pub fn slot_freed(&mut self, slot: u32) {
@@ -63,6 +54,7 @@ impl Allocations {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use perf_ebpf_common::Wire as _;
 
     #[test]
     fn a_window_has_what_came_and_went_in_it() {

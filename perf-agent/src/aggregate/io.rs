@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use perf_ebpf_common::{
-    Wire as _,
-    signals::{LatencyCell, block_io::BlockIoKey},
-};
+use perf_ebpf_common::signals::{LatencyCell, block_io::BlockIoKey};
 
-use crate::{model::BlockIo, signals::latency};
+use crate::{
+    model::BlockIo,
+    signals::{entries, latency},
+};
 
 /// Cells at the end of the window before and now.
 #[derive(Default)]
@@ -19,14 +19,7 @@ pub struct BlockIos {
 
 impl BlockIos {
     pub fn cells(&mut self, bytes: &[u8]) {
-        for entry in bytes.chunks_exact(size_of::<BlockIoKey>() + size_of::<LatencyCell>()) {
-            if let (Some(key), Some(cell)) = (
-                BlockIoKey::from_bytes(entry),
-                LatencyCell::from_bytes(&entry[size_of::<BlockIoKey>()..]),
-            ) {
-                self.now.insert(key, cell);
-            }
-        }
+        self.now.extend(entries::<BlockIoKey, LatencyCell>(bytes));
     }
 
     pub fn device(&mut self, dev: u32, name: &str) {

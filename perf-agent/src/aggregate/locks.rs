@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use perf_ebpf_common::{
-    CLASS_NAMES, Wire as _,
+    CLASS_NAMES,
     signals::{
         ledger::{SiteKey, SiteTotals, WakerKey, detail},
         locks::{LockHoldKey, LockHoldTotals, activity, source},
@@ -14,6 +14,7 @@ use perf_ebpf_common::{
 
 use super::threads::Account;
 use crate::model::{Classes, Frame, Lock, LockOwner, Site, Waker};
+use crate::signals::entries;
 
 /// Locks shown, and wakers and owners of each.
 const TOP_LOCKS: usize = 8;
@@ -31,25 +32,13 @@ pub struct Locks {
 
 impl Locks {
     pub fn wakers(&mut self, bytes: &[u8]) {
-        for entry in bytes.chunks_exact(size_of::<WakerKey>() + size_of::<SiteTotals>()) {
-            if let (Some(key), Some(totals)) = (
-                WakerKey::from_bytes(entry),
-                SiteTotals::from_bytes(&entry[size_of::<WakerKey>()..]),
-            ) {
-                self.wakers_now.insert(key, totals);
-            }
-        }
+        self.wakers_now
+            .extend(entries::<WakerKey, SiteTotals>(bytes));
     }
 
     pub fn holds(&mut self, bytes: &[u8]) {
-        for entry in bytes.chunks_exact(size_of::<LockHoldKey>() + size_of::<LockHoldTotals>()) {
-            if let (Some(key), Some(totals)) = (
-                LockHoldKey::from_bytes(entry),
-                LockHoldTotals::from_bytes(&entry[size_of::<LockHoldKey>()..]),
-            ) {
-                self.holds_now.insert(key, totals);
-            }
-        }
+        self.holds_now
+            .extend(entries::<LockHoldKey, LockHoldTotals>(bytes));
     }
 
     pub fn slot_freed(&mut self, slot: u32) {
@@ -241,6 +230,7 @@ fn meanwhile(activity_ns: &[u64; activity::COUNT], hold_ns: u64) -> Classes {
 mod tests {
     use super::*;
     use crate::fixtures::frame;
+    use perf_ebpf_common::Wire as _;
     use perf_ebpf_common::class;
 
     const SLOT: u16 = 3;

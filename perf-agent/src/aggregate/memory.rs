@@ -3,14 +3,12 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use perf_ebpf_common::{
-    Wire as _,
-    signals::memory::{GrowthKey, GrowthTotals},
-};
+use perf_ebpf_common::signals::memory::{GrowthKey, GrowthTotals};
 
 use crate::{
     drain::{MemoryFact, ProcessMemoryFact},
     model::{Frame, Growth, Memory, MemoryLimit, MemoryTrend},
+    signals::entries,
 };
 
 /// Windows a trend goes back at most.
@@ -45,14 +43,7 @@ struct Pages {
 
 impl Memories {
     pub fn cells(&mut self, bytes: &[u8]) {
-        for entry in bytes.chunks_exact(size_of::<GrowthKey>() + size_of::<GrowthTotals>()) {
-            if let (Some(key), Some(totals)) = (
-                GrowthKey::from_bytes(entry),
-                GrowthTotals::from_bytes(&entry[size_of::<GrowthKey>()..]),
-            ) {
-                self.now.insert(key, totals);
-            }
-        }
+        self.now.extend(entries::<GrowthKey, GrowthTotals>(bytes));
     }
 
     /// What was read at the end of a window, or at the attach (`at_ns`).
@@ -214,6 +205,7 @@ fn growth(
 mod tests {
     use super::*;
     use crate::fixtures::frame;
+    use perf_ebpf_common::Wire as _;
 
     const SLOT: u32 = 3;
     const PID: u32 = 42;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use perf_ebpf_common::{
-    CLASS_NAMES, Wire as _, class,
+    CLASS_NAMES, class,
     signals::ledger::{SiteKey, SiteTotals, detail},
     sys,
 };
@@ -14,6 +14,7 @@ use crate::{
     drain::{FileFact, StackFact},
     kernel::tables::syscall_name,
     model::{AcceleratorCall, Classes, Detail, Frame, Lock, Site},
+    signals::entries,
 };
 
 /// Sites shown of each class.
@@ -46,14 +47,7 @@ pub struct Profiles {
 
 impl Profiles {
     pub fn sites(&mut self, bytes: &[u8]) {
-        for entry in bytes.chunks_exact(size_of::<SiteKey>() + size_of::<SiteTotals>()) {
-            if let (Some(key), Some(totals)) = (
-                SiteKey::from_bytes(entry),
-                SiteTotals::from_bytes(&entry[size_of::<SiteKey>()..]),
-            ) {
-                self.now.insert(key, totals);
-            }
-        }
+        self.now.extend(entries::<SiteKey, SiteTotals>(bytes));
     }
 
     pub fn stack(&mut self, fact: &StackFact) {

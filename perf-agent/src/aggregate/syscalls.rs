@@ -2,19 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use perf_ebpf_common::{
-    Wire as _,
-    signals::{
-        LatencyCell,
-        syscalls::{SyscallErrorKey, SyscallKey},
-    },
+use perf_ebpf_common::signals::{
+    LatencyCell,
+    syscalls::{SyscallErrorKey, SyscallKey},
 };
 
 use crate::{
     drain::SliceFact,
     kernel::tables::syscall_name,
     model::{SyscallRow, Window},
-    signals::latency,
+    signals::{entries, latency},
 };
 
 use super::slowdown::Slowdown;
@@ -45,25 +42,12 @@ pub struct Calls {
 
 impl Calls {
     pub fn cells(&mut self, bytes: &[u8]) {
-        for entry in bytes.chunks_exact(size_of::<SyscallKey>() + size_of::<LatencyCell>()) {
-            if let (Some(key), Some(cell)) = (
-                SyscallKey::from_bytes(entry),
-                LatencyCell::from_bytes(&entry[size_of::<SyscallKey>()..]),
-            ) {
-                self.now.insert(key, cell);
-            }
-        }
+        self.now.extend(entries::<SyscallKey, LatencyCell>(bytes));
     }
 
     pub fn errors(&mut self, bytes: &[u8]) {
-        for entry in bytes.chunks_exact(size_of::<SyscallErrorKey>() + 8) {
-            if let (Some(key), Some(count)) = (
-                SyscallErrorKey::from_bytes(entry),
-                u64::from_bytes(&entry[size_of::<SyscallErrorKey>()..]),
-            ) {
-                self.errors_now.insert(key, count);
-            }
-        }
+        self.errors_now
+            .extend(entries::<SyscallErrorKey, u64>(bytes));
     }
 
     pub fn slice(&mut self, slice: &SliceFact) {

@@ -403,9 +403,7 @@ pub fn waking(t: &mut ThreadState, task: Typed) {
                 locks::woken(t, now);
             }
         }
-        thread_state::SEEDED if off_queue(task) => {
-            wake_seeded(t, task);
-        }
+        thread_state::SEEDED if off_queue(task) => wake_seeded(t, task),
         _ => {}
     }
 }
@@ -436,7 +434,7 @@ fn wake_blocked(t: &mut ThreadState, now: u64) -> bool {
 
 /// Ends a block that began before the thread was seeded; its registers still tell where.
 #[inline(never)]
-fn wake_seeded(t: &mut ThreadState, task: Typed) -> bool {
+fn wake_seeded(t: &mut ThreadState, task: Typed) {
     let now = now_ns();
     begin(t);
     t.runtime_ns = field(task, offset!(task_sum_exec_runtime));
@@ -446,7 +444,6 @@ fn wake_seeded(t: &mut ThreadState, task: Typed) -> bool {
     record_site(t, length);
     t.state = thread_state::QUEUED;
     end(t);
-    true
 }
 
 /// A full fence on x86-64 (a locked addition, 5 ns): the note must be visible before the state is
