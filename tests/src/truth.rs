@@ -113,8 +113,10 @@ impl Row {
     }
 
     /// The same with room for what was taken from the threads meanwhile
-    /// ([`crate::traced::interrupted`]), which a thread's clock and the scheduler's events divide
-    /// otherwise between CPU and disk: 26 ms of 230 once, from one that syncs.
+    /// ([`crate::traced::interrupted`]). A thread that syncs is on the CPU for part of its wait; what
+    /// is taken from it there is CPU time for the ledger, but not for the scheduler's clock of
+    /// the thread, and so in what the program calls its wait: 26 ms of 230 once. The sum of both, a
+    /// row of its own, has no such room.
     pub fn holds_beside(&self, taken: Duration) -> bool {
         let of_cpu = ["cpu", "disk"].contains(&self.what.as_str());
         let off_ns = self.truth_ns.abs_diff(self.ledger_ns);
@@ -325,6 +327,11 @@ fn compare_thread(m: &Measured, b: &Booked, demands: Demands) -> Vec<Row> {
             let allowed = demands.cpu.of(truth) + m.unforeseen_ns();
             rows.push(row(what, truth, ledger, allowed));
         }
+    }
+    if let (Some((run_ns, _)), Some(disk_ns)) = (m.schedstat, m.classes.get("disk")) {
+        let allowed = demands.cpu.of(run_ns) + demands.classes.of(*disk_ns);
+        let booked_ns = b.cpu_ns() + get(&b.classes, "disk");
+        rows.push(row("cpu and disk", run_ns + disk_ns, booked_ns, allowed));
     }
     let residual = (b.lifetime_ns as f64 * demands.residual_percent / 100.0) as u64;
     rows.push(row("residual", 0, b.residual_ns, residual));

@@ -119,14 +119,18 @@ fn record(slot: u16, class: u8, length_ns: u64) {
     }
 }
 
-/// Adds an interval to the open site.
-#[inline(always)]
-fn record_site(t: &ThreadState, length_ns: u64) {
+/// Ends a block as time of its class, and adds it to its site where there is anything to tell of that.
+/// Returns its length.
+///
+/// VERIFIER: a function of its own, as the key is copied on the stack.
+#[inline(never)]
+fn end_block(t: &mut ThreadState, until: u64) -> u64 {
+    let length_ns = close(t, t.site.class, until);
     let key = &t.site;
-    if key.kernel_stack == 0 && key.user_stack == 0 && key.detail_kind == detail::NONE {
-        return;
+    if key.kernel_stack != 0 || key.user_stack != 0 || key.detail_kind != detail::NONE {
+        add_site(key, length_ns);
     }
-    add_site(key, length_ns);
+    length_ns
 }
 
 /// Adds an interval to a site.
@@ -263,12 +267,12 @@ pub fn switch_out(t: &mut ThreadState, task: Typed, preempted: bool, now: u64) -
             } else {
                 t.since_ns
             };
-            let class = if t.state == thread_state::QUEUED {
-                class::RUNQ
+            if t.state == thread_state::QUEUED {
+                close(t, class::RUNQ, began);
             } else {
-                t.site.class
-            };
-            close(t, class, began);
+                end_block(t, began);
+                t.missed_wake_class = t.site.class + 1;
+            }
             close(t, class::CPU, now);
         }
     }
@@ -333,8 +337,7 @@ pub fn switch_in(t: &mut ThreadState, now: u64) {
         thread_state::BLOCKED => {
             // Woken while its switch-out was under way on another CPU: it never really slept.
             let awake_since = if t.woken_ns != 0 { t.since_ns } else { now };
-            let length = close(t, t.site.class, awake_since);
-            record_site(t, length);
+            end_block(t, awake_since);
             locks::gone(t);
             if t.woken_ns != 0 {
                 close(t, class::RUNQ, now);
@@ -416,8 +419,7 @@ pub fn waking(t: &mut ThreadState, task: Typed) {
 fn wake_blocked(t: &mut ThreadState, now: u64) -> bool {
     begin(t);
     let class = t.site.class;
-    let length = close(t, class, now);
-    record_site(t, length);
+    let length = end_block(t, now);
     t.woken_from = class + 1;
     t.state = thread_state::QUEUED;
     end(t);
@@ -440,8 +442,7 @@ fn wake_seeded(t: &mut ThreadState, task: Typed) {
     t.runtime_ns = field(task, offset!(task_sum_exec_runtime));
     let state: u32 = field(task, offset!(task_state));
     find_site(t, task, state);
-    let length = close(t, t.site.class, now);
-    record_site(t, length);
+    end_block(t, now);
     t.state = thread_state::QUEUED;
     end(t);
 }
