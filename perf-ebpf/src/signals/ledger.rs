@@ -28,7 +28,7 @@ use crate::{
     file,
     prelude::*,
     registers::Registers,
-    shared_maps::{MMAPABLE, THREADS, sys_kind},
+    shared_maps::{self, MMAPABLE, sys_kind},
     signals::{lifecycle, locks, sockets, stacks},
 };
 
@@ -55,7 +55,7 @@ static WAKERS: HashMap<WakerKey, SiteTotals> = HashMap::with_max_entries(4096, 0
 pub fn thread(tid: u32) -> Option<&'static mut ThreadState> {
     // SAFETY: one CPU at a time writes a thread's account (the scheduler orders its events), and
     // an entry is only deleted at the thread's last event.
-    THREADS.get_ptr_mut(&tid).map(|t| unsafe { &mut *t })
+    shared_maps::thread(tid).map(|t| unsafe { &mut *t })
 }
 
 /// Opens an update; see [`ThreadState`] for the order.
@@ -484,7 +484,7 @@ fn record_waker(t: &ThreadState, length_ns: u64) {
     };
     // A timeout or a signal wakes from an interrupt or from anyone: only a thread of the target's
     // (or pid 0, the idle task, which means an interrupt) is named.
-    if key.waker_tid == 0 || THREADS.get_ptr(&key.waker_tid).is_none() {
+    if key.waker_tid == 0 || shared_maps::thread(key.waker_tid).is_none() {
         key.waker_tid = 0;
         key.waker_tgid = 0;
     }

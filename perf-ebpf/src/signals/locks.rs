@@ -29,7 +29,7 @@ use perf_ebpf_common::{
 use crate::{
     prelude::*,
     registers::Registers,
-    shared_maps::{THREADS, sys_kind},
+    shared_maps::{self, sys_kind},
     signals::{ledger::thread, stacks},
 };
 
@@ -179,7 +179,7 @@ fn owner_by_word(t: &ThreadState, regs: &Registers) -> Owner {
         // SAFETY: the value is an integer written whole.
         tid = unsafe { INNER_TIDS.get(&key) }.copied().unwrap_or(0);
     }
-    match THREADS.get_ptr(&tid) {
+    match shared_maps::thread(tid) {
         // SAFETY: a live map value; the process of a thread does not change.
         Some(owner) if unsafe { (*owner).tgid } == t.tgid => Owner {
             tid,
