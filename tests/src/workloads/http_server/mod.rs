@@ -1,7 +1,9 @@
 //! HTTP servers that know where the time of each request went, on the first port of `--connect`: one
-//! with a [`threads`] for each connection, and one with a single thread for [`all`] of them.
+//! with a [`threads`] for each connection, and one with a single thread for [`all`] of them; and one
+//! that is [`chatty`].
 
 pub mod all;
+pub mod chatty;
 mod peers;
 pub mod threads;
 
