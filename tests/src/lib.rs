@@ -13,6 +13,8 @@ pub mod gallery;
 #[cfg(feature = "harness")]
 pub mod proxy;
 #[cfg(feature = "harness")]
+pub mod relay;
+#[cfg(feature = "harness")]
 #[path = "../workloads/mod.rs"]
 pub mod rows;
 #[cfg(feature = "harness")]

@@ -60,3 +60,18 @@ fn segments_sent_again_are_those_the_kernel_counts() {
         "{told} of {sum}: {finding}"
     );
 }
+
+#[test]
+fn a_round_trip_that_became_long_is_the_kernels_own() {
+    let _alone = alone();
+    let (run, own) = trace(&["--connect", "slow"]);
+    let connections = connections(&run);
+    let client = connections.iter().find(|row| row["role"] == "client");
+    let client = client.unwrap_or_else(|| panic!("{}", run.text));
+    let us = |field: &str| client[field].as_u64().unwrap() / 1000;
+    assert_eq!(own["least_us"], us("rtt_min_ns"), "{client}");
+    assert_eq!(own["mean_us"], us("rtt_ns"), "{client}");
+    let finding = finding(&run);
+    let told = figure(finding, "round_trip", "value") as u64 / 1000;
+    assert_eq!(told, us("rtt_ns"), "{finding}");
+}

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use perf_agent_tests::agent::{Agent, Run};
-use perf_agent_tests::servers::{self, Mariadb, Nginx, Postgres};
+use perf_agent_tests::relay::Relay;
+use perf_agent_tests::servers::{self, GrpcServer, Mariadb, Nginx, Postgres};
 use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
@@ -278,4 +279,74 @@ fn a_program_without_symbols_stays_unreadable() {
     for row in rows(&run, "connections", "connections") {
         assert_eq!(row["protocol"], "tls-unreadable", "{row}");
     }
+    for line in run.of_type("coverage") {
+        let named = &line["sockets"]["unreadable_tls"];
+        assert_eq!(named, &serde_json::json!(["OpenSSL without symbols"]));
+    }
+}
+
+/// What a program says over TLS of a library that is not read: all of its connections and bytes are
+/// there, under the library's name.
+fn stays_unreadable(run: &Run, library: &str, relay: &Relay) {
+    run.lost_nothing();
+    nothing_amiss(run);
+    for line in run.of_type("coverage") {
+        let named = &line["sockets"]["unreadable_tls"];
+        assert_eq!(named, &serde_json::json!([library]));
+    }
+    let connections: Vec<&Value> = rows(run, "connections", "connections").collect();
+    assert!(!connections.is_empty(), "{library}: {}", run.text);
+    for row in &connections {
+        assert_eq!(row["protocol"], "tls-unreadable", "{library}: {row}");
+        assert_eq!(row["role"], "client", "{library}: {row}");
+    }
+    let sum = |field: &str| -> u64 {
+        let bytes = connections.iter().map(|row| row[field].as_u64().unwrap());
+        bytes.sum()
+    };
+    let (own, counts) = ([sum("tx_bytes"), sum("rx_bytes")], relay.counts());
+    assert_eq!(own, counts, "{library}: {}", run.text);
+    let unreadable = run.sum("coverage", "/sockets/tls_unreadable_bytes");
+    assert_eq!(unreadable, counts[0] + counts[1], "{library}");
+}
+
+#[test]
+fn clients_of_libraries_that_are_not_read_have_their_names_and_every_byte() {
+    let _alone = alone();
+    let nginx = Nginx::start();
+    let trace = |library: &str, server_port: u16, client: &dyn Fn(u16) -> Command| {
+        let relay = Relay::start(server_port);
+        let run = trace_command(&client(relay.port));
+        run.ended_well("target_exit");
+        assert_eq!(run.the("bye")["exit_code"], 0, "{library}: {}", run.text);
+        stays_unreadable(&run, library, &relay);
+    };
+    trace("GnuTLS", nginx.https, &|port| {
+        let mut wget = Command::new("wget");
+        wget.args(["-q", "-O", "/dev/null", "--no-check-certificate"]);
+        // Long enough to be looked at.
+        wget.args(["--limit-rate", "8k"]);
+        wget.arg(format!("https://localhost:{port}/text"));
+        wget
+    });
+    trace("Go crypto/tls", nginx.https, &|port| {
+        let mut hey = Command::new("hey");
+        hey.args(["-n", "50", "-c", "2"]);
+        hey.arg(format!("https://localhost:{port}/small"));
+        hey
+    });
+    // In a module of Python, without symbols.
+    let grpc = GrpcServer::start_tls();
+    trace("BoringSSL", grpc.port, &|port| grpc.client_command(port));
+}
+
+#[test]
+fn rustls_in_a_server_without_symbols_is_named() {
+    let _alone = alone();
+    let (broker, _) = servers::kafka();
+    let pid = broker.pid().to_string();
+    let agent = Agent::start(["trace", "--tls", "on", "-p", &pid, "--duration", "1s"]);
+    let hello = agent.attached();
+    assert!(told(&hello).contains("not readable: rustls"), "{hello}");
+    agent.finish(PATIENCE).ended_well("duration");
 }

@@ -19,7 +19,7 @@ use aya::{
 };
 
 use super::{
-    links::Links,
+    links::{self, Links},
     probed::{self, Beginning, Probed, Site},
     uprobe_cost,
 };
@@ -47,7 +47,8 @@ impl Uprobes {
         Uprobes {
             probed,
             links: Vec::new(),
-            seen: HashSet::new(),
+            // A command is this program until it is started, which has the names it looks for.
+            seen: key_of(Path::new("/proc/self/exe")).into_iter().collect(),
             attached: Vec::new(),
             refused: Vec::new(),
             unreadable: BTreeSet::new(),
@@ -80,21 +81,26 @@ impl Uprobes {
         }
         let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
         let before = self.attached.len();
+        // Before its mappings, which are only searched for names.
+        let program = PathBuf::from(format!("/proc/{pid}/exe"));
+        if let Ok(name) = fs::read_link(&program) {
+            self.look_at_file(ebpf, links, &program, &name.to_string_lossy());
+        }
         for line in maps.lines() {
             let Some((range, key, path)) = executable(line) else {
                 continue;
             };
             self.unreadable.extend(probed::unreadable(path));
-            if !self.is_library(path) || !self.seen.insert(key) {
+            if !self.seen.insert(key) {
                 continue;
             }
             // By the mapping itself: in a container the path names another file or none.
             let file = PathBuf::from(format!("/proc/{pid}/map_files/{range}"));
-            self.probe(ebpf, links, &file, path);
-        }
-        let program = PathBuf::from(format!("/proc/{pid}/exe"));
-        if let Ok(name) = fs::read_link(&program) {
-            self.look_at_file(ebpf, links, &program, &name.to_string_lossy());
+            if self.is_library(path) {
+                self.probe(ebpf, links, &file, path);
+            } else {
+                self.name_linked_in(&file);
+            }
         }
         self.attached.len() > before
     }
@@ -115,12 +121,7 @@ impl Uprobes {
     }
 
     fn look_at_file(&mut self, ebpf: &mut Ebpf, links: &Links, file: &Path, name: &str) {
-        let Ok(meta) = fs::metadata(file) else {
-            return;
-        };
-        let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
-        let key = (format!("{major:02x}:{minor:02x}"), meta.ino());
-        if self.seen.insert(key) {
+        if key_of(file).is_some_and(|key| self.seen.insert(key)) {
             self.probe(ebpf, links, file, name);
         }
     }
@@ -128,6 +129,9 @@ impl Uprobes {
     fn probe(&mut self, ebpf: &mut Ebpf, links: &Links, file: &Path, name: &str) {
         let sites = match probed::find(file, self.probed.functions) {
             Ok(found) => {
+                if found.sites.is_empty() && found.other.is_none() {
+                    self.name_linked_in(file);
+                }
                 self.unreadable.extend(found.other);
                 found.sites
             }
@@ -149,6 +153,15 @@ impl Uprobes {
         match self.attach(ebpf, links, file, &sites) {
             Ok(()) => self.attached.push((name.to_owned(), sites)),
             Err(e) => self.refused.push(format!("{name}: {e:#}")),
+        }
+    }
+
+    /// Names the TLS library that is linked into a file where its functions cannot be found.
+    fn name_linked_in(&mut self, file: &Path) {
+        if self.signal() == links::TLS {
+            // What is no ELF file has nothing linked in.
+            self.unreadable
+                .extend(probed::linked_in(file).ok().flatten());
         }
     }
 
@@ -282,6 +295,12 @@ fn of_cache(cache: &[u8], probed: &Probed) -> Vec<String> {
         .filter(|text| text.starts_with('/') && is_library(text, probed))
         .map(str::to_owned)
         .collect()
+}
+
+fn key_of(file: &Path) -> Option<FileKey> {
+    let meta = fs::metadata(file).ok()?;
+    let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
+    Some((format!("{major:02x}:{minor:02x}"), meta.ino()))
 }
 
 fn is_library(path: &str, probed: &Probed) -> bool {
