@@ -233,7 +233,8 @@ fn rust_that_aborts_on_panic() {
 }
 
 /// Calls that only a return address tells apart are told apart in each block, remembered or not:
-/// each was blocked as often as the program counts.
+/// each was blocked as often as the program counts. A tracer that comes and goes meanwhile changes
+/// nothing that is remembered.
 #[test]
 fn calls_of_one_function_are_told_apart() {
     let _alone = alone();
@@ -242,6 +243,8 @@ fn calls_of_one_function_are_told_apart() {
     let agent = Agent::start(["trace", "-p", &program.pid().to_string()]);
     agent.attached();
     program.go();
+    let pid = program.pid().to_string();
+    agent::run(["trace", "-p", &pid, "--duration", "1s"], PATIENCE).ended_well("duration");
     let done = program.done(PATIENCE);
     program.go();
     let run = agent.finish(PATIENCE);
@@ -261,6 +264,11 @@ fn calls_of_one_function_are_told_apart() {
     }
     assert_eq!(serde_json::json!(blocks), done);
     let memo = |field: &str| run.sum("coverage", &format!("/stack_memo/{field}"));
+    assert!(
+        memo("checked") > 0 && memo("mismatched") == 0,
+        "{}",
+        run.text
+    );
     assert!(
         memo("hits") > 4 * memo("walks"),
         "the memo was not put to the test: {} hits, {} walks",

@@ -4,6 +4,7 @@
 pub mod btf;
 mod debug_log;
 pub mod host;
+pub mod kallsyms;
 mod links;
 pub mod maps;
 mod probed;
