@@ -1,12 +1,11 @@
 //! Ledgers of single requests, against what servers measured of themselves.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
 use perf_agent_tests::agent::{Agent, Run};
+use perf_agent_tests::http_client::Client;
 use perf_agent_tests::servers::{self, Postgres};
 use perf_agent_tests::traced::{self, Traced};
 use perf_agent_tests::workloads::http_server::CONNECTIONS;
@@ -17,42 +16,6 @@ use serde_json::{Value, json};
 const EACH: u64 = 20;
 /// What may lie between a receive or a send and the server's reading of its clocks, of one request.
 const BESIDE_NS: u64 = 50_000;
-
-/// A client that waits for each answer.
-struct Client(BufReader<TcpStream>);
-
-impl Client {
-    fn connect(port: u16) -> Client {
-        let connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        connection.set_nodelay(true).unwrap();
-        Client(BufReader::new(connection))
-    }
-
-    fn send(&mut self, target: &str, trace_id: &str) {
-        let parent = format!("traceparent: 00-{trace_id}-00f067aa0ba902b7-01\r\n");
-        let request = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{parent}\r\n");
-        self.0.get_mut().write_all(request.as_bytes()).unwrap();
-    }
-
-    fn receive(&mut self) -> String {
-        let (mut line, mut length) = (String::new(), 0);
-        while line != "\r\n" {
-            line.clear();
-            assert_ne!(self.0.read_line(&mut line).unwrap(), 0, "the server went");
-            if let Some(n) = line.strip_prefix("Content-Length: ") {
-                length = n.trim().parse().unwrap();
-            }
-        }
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body).unwrap();
-        String::from_utf8(body).unwrap()
-    }
-
-    fn ask(&mut self, target: &str, trace_id: &str) -> String {
-        self.send(target, trace_id);
-        self.receive()
-    }
-}
 
 /// Traces a server of the workloads, in one window, while `clients` ask it on a port. It runs before
 /// others, so that a client that is woken by an answer does not take the CPU between the server's last byte
@@ -164,7 +127,8 @@ fn each_request_of_a_thread_has_the_ledger_that_its_server_measured() {
                         let pg = if (i, n) == (1, 7) { 400 } else { 4 };
                         let numbers = format!("cpu=3&lock={}&pg={pg}&redis={}", 3 + i, 1 + i);
                         let target = format!("/job/{n}?{numbers}");
-                        client.ask(&target, &format!("{:016x}{:016x}", i + 1, n));
+                        client.send(&target, Some(&format!("{:016x}{:016x}", i + 1, n)));
+                        client.receive();
                     }
                 })
             })
@@ -216,15 +180,15 @@ fn interleaved_requests_of_one_thread_are_not_attributed_and_coverage_says_so() 
         let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| Client::connect(port)).collect();
         for n in 0..EACH {
             let (target, trace_id) = (format!("/pair/{n}"), format!("{:032x}", n + 1));
-            clients[0].send(&target, &trace_id);
-            clients[1].send(&target, &trace_id);
+            clients[0].send(&target, Some(&trace_id));
+            clients[1].send(&target, Some(&trace_id));
             assert_eq!(
                 (clients[0].receive(), clients[1].receive()),
                 ("both".into(), "both".into())
             );
             // One at a time, on the same connections.
             let first = n as usize % CONNECTIONS;
-            assert_eq!(clients[first].ask(&format!("/now/{n}"), &trace_id), "now");
+            assert_eq!(clients[first].ask(&format!("/now/{n}")), "now");
         }
     });
     let interleaved = BTreeMap::from([("interleaved".to_owned(), 2 * EACH)]);

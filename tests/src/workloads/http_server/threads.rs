@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::super::clock::{Clock, clock_ns};
 use super::super::gate::{Gate, Options, join, thread};
 use super::super::meter::Meter;
+use super::super::migrate::{allowed_cpus, pin_to};
 use super::peers::{Postgres, Redis};
 use super::{CONNECTIONS, Request, answer, listen, read};
 
@@ -25,6 +26,8 @@ pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
     let [redis, postgres] = &peers[..] else {
         return Err(io::Error::other("--connect PORT@REDIS@POSTGRES is missing"));
     };
+    // One for all of them, so that they wait for it.
+    pin_to(allowed_cpus()?[0])?;
     gate.open()?;
     let mut threads = Vec::new();
     for i in 0..CONNECTIONS {
