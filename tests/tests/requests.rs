@@ -164,6 +164,8 @@ fn each_request_of_a_thread_has_the_ledger_that_its_server_measured() {
         ("redis".to_owned(), gets),
     ];
     assert_eq!(asked(row), BTreeMap::from(expected));
+    let calls = |what: &str| run.sum("coverage", &format!("/requests/{what}"));
+    assert_eq!(calls("calls") - calls("calls_elsewhere"), served + gets);
 
     let told = &row["slowest"][0];
     assert_eq!(told["trace_id"], format!("{:016x}{:016x}", 2, 7), "{row}");
