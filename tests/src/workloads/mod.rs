@@ -52,6 +52,7 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("held-locks", held_locks::run),
     ("http-requests", http_requests::run),
     ("http-server-all", http_server::all::run),
+    ("http-server-pool", http_server::pool::run),
     ("http-server-threads", http_server::threads::run),
     ("jit", jit::run),
     ("jit-private-tmp", jit::run_in_private_tmp),
