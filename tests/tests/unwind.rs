@@ -415,7 +415,7 @@ fn a_go_program_is_walked_to_the_beginning_of_its_stacks() {
         .collect();
     assert!(!blocked.is_empty(), "{}", run.text);
     for site in blocked {
-        assert_eq!(names(site).first(), Some(&"runtime.futex.abi0"), "{site}");
+        assert_eq!(names(site).first(), Some(&"runtime.futex"), "{site}");
         assert!(
             !names(site).iter().any(|name| name.contains("sync.")),
             "{site}"
