@@ -91,7 +91,7 @@ impl Run {
     }
 
     /// Demands exit code 0, `hello` first, `bye` last with this reason, and between them ledgers,
-    /// which add up in every line, and their coverage.
+    /// which add up in every line, those of requests too, and their coverage.
     ///
     /// # Panics
     /// Where one of these does not hold.
@@ -112,6 +112,13 @@ impl Run {
             if let Err(e) = crate::truth::closes(line) {
                 panic!("{e:#}\nin {line}");
             }
+        }
+        for line in self.of_type("requests") {
+            line["requests"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .for_each(requests_close);
         }
         self
     }
@@ -290,6 +297,26 @@ impl Drop for Agent {
         // Fails only where it has ended already.
         _ = self.child.kill();
         _ = self.child.wait();
+    }
+}
+
+/// Demands of a row of `requests` that the ledgers of its slowest requests, each by itself, and of all
+/// together sum to their latency within 1 % and 50 µs a request.
+fn requests_close(row: &Value) {
+    let close = |ledger: &Value, requests: u64| {
+        let ns = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("{value} in {row}"));
+        let classes = ledger["classes"].as_object().into_iter().flatten();
+        let sum: u64 = classes.map(|(_, time)| ns(time)).sum();
+        let latency = ns(&ledger["latency_ns"]);
+        assert!(
+            sum.abs_diff(latency) <= latency / 100 + 50_000 * requests,
+            "{sum} ns of {latency} ns in {ledger} of {row}"
+        );
+    };
+    close(&row["ledger"], row["attributed"].as_u64().unwrap_or(0));
+    let slowest = row["slowest"].as_array().into_iter().flatten();
+    for ledger in slowest.filter_map(|request| request.get("ledger")) {
+        close(ledger, 1);
     }
 }
 
