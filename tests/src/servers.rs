@@ -14,10 +14,14 @@ use tempfile::TempDir;
 
 use crate::PATIENCE;
 
+mod grpc;
+mod kafka;
 mod mariadb;
 mod memcached;
 mod nginx;
 
+pub use grpc::{Calls, GrpcServer};
+pub use kafka::{kafka, kafka_client};
 pub use mariadb::Mariadb;
 pub use memcached::{memcached, memcached_load};
 pub use nginx::{Logged, Nginx};
@@ -171,6 +175,21 @@ pub fn start(command: Command, name: &'static str) -> Running {
     spawn(command, name, None)
 }
 
+/// Waits until the first thread of a process sleeps: a peer that has an answer may have it before the call
+/// that sends it has ended, which is when the agent hears of it.
+///
+/// # Panics
+/// Where it does not.
+pub fn until_it_sleeps(pid: u32) {
+    until("a rest", || {
+        let stat = read(format!("/proc/{pid}/task/{pid}/stat"));
+        let state = stat
+            .rsplit_once(") ")
+            .map(|(_, fields)| fields.as_bytes()[0]);
+        state == Some(b'S')
+    });
+}
+
 /// Runs a command to its end.
 ///
 /// # Panics
@@ -212,6 +231,32 @@ time.sleep(120)
     };
     until("python3", || !read_bytes(&ready).is_empty());
     (server, directory)
+}
+
+/// The distribution's Python, with the packages that `cargo xtask test` installed.
+///
+/// # Panics
+/// Where they are not there.
+pub fn python_with_packages() -> Command {
+    let packages = packages();
+    let mut command = Command::new("/usr/bin/python3");
+    command.env("PYTHONPATH", packages);
+    command
+}
+
+/// Where `cargo xtask test` installs packages of Python.
+fn packages() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+        PathBuf::from,
+    );
+    let packages = target.join("python");
+    assert!(
+        packages.is_dir(),
+        "no packages in {}: `cargo xtask test` installs them",
+        packages.display()
+    );
+    packages
 }
 
 fn read_bytes(path: &Path) -> Vec<u8> {

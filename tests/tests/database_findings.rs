@@ -6,6 +6,7 @@ use std::net::TcpStream;
 
 use perf_agent_tests::agent::{Agent, Run, trace_command, trace_during};
 use perf_agent_tests::servers::{self, Postgres};
+use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
 
@@ -201,6 +202,7 @@ fn trace_redis(asks: impl Fn(&mut Redis)) -> Run {
     let agent = Agent::start(["trace", "--interval", "100s", "-p", &pid]);
     agent.attached();
     asks(&mut redis);
+    servers::until_it_sleeps(server.pid());
     agent.interrupt();
     let run = agent.finish(PATIENCE);
     run.ended_well("interrupt").lost_nothing();
@@ -252,6 +254,57 @@ fn requests_that_end_with_an_error() {
     );
     assert_eq!(figure(&finding, "share_of_requests"), 0.25, "{finding}");
     assert_eq!(finding["impact"], "medium", "{finding}");
+}
+
+/// Traces a server that asks Redis for a dozen things to answer a request, under so many requests.
+fn trace_chatty(path: &str, requests: usize) -> Run {
+    let (_redis, redis_port) = servers::redis();
+    let port = servers::free_port();
+    let connect = format!("{port}@{redis_port}");
+    let mut server = Traced::workload(&["chatty-server", "--connect", &connect]);
+    let pid = server.pid().to_string();
+    let agent = Agent::start(["trace", "--interval", "100s", "-p", &pid]);
+    agent.attached();
+    server.go();
+    let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let expected = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    for _ in 0..requests {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        client.write_all(request.as_bytes()).unwrap();
+        let mut answer = [0; 38];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, expected);
+    }
+    drop(client);
+    assert_eq!(server.done(PATIENCE)["served"], requests);
+    let run = agent.finish(PATIENCE);
+    run.ended_well("target_exit").lost_nothing();
+    run
+}
+
+#[test]
+fn many_round_trips_for_each_request() {
+    let _alone = alone();
+    let run = trace_chatty("/each", 300);
+    let finding = the(&run, "chatty");
+    let each = figure(&finding, "round_trips_per_request");
+    assert_eq!(each, 12.0, "{finding}");
+    let samples = |name: &str| {
+        let figures = finding["evidence"].as_array().unwrap();
+        let figure = figures.iter().find(|figure| figure["name"] == name);
+        figure.unwrap()["samples"].as_u64().unwrap()
+    };
+    assert_eq!(samples("round_trips"), 12 * 300, "{finding}");
+    // All but one of the twelve.
+    let bound_ns = bound_ns(&finding);
+    let time_ns = in_window(&finding, figure(&finding, "time"));
+    assert!(
+        bound_ns > 0.0 && bound_ns <= time_ns * 11.0 / 12.0 * 1.001,
+        "{bound_ns} ns of {time_ns} ns: {finding}"
+    );
+
+    let run = trace_chatty("/together", 300);
+    assert_eq!(of_category(&run, "chatty"), Vec::<Value>::new());
 }
 
 #[test]

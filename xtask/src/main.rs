@@ -9,6 +9,7 @@ mod debian_kernels;
 mod gallery;
 mod initramfs;
 mod kernels;
+mod python;
 mod qemu;
 mod run;
 mod setup;

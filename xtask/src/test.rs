@@ -7,13 +7,14 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use crate::{
     bpf,
     kernels::{self, Tally},
+    python,
     setup::{self, Package},
     step::{self, Stream},
     workspace::{Profile, Workspace},
 };
 
 /// What the tests run beside the agent. Those of the kernel matrix are named there.
-const PACKAGES: [Package; 21] = [
+const PACKAGES: [Package; 25] = [
     Package {
         name: "gcc",
         purpose: "links the tests and compiles their C workloads",
@@ -83,6 +84,22 @@ const PACKAGES: [Package; 21] = [
         purpose: "linked into a client over TLS",
     },
     Package {
+        name: "python3-pip",
+        purpose: "installs a gRPC library and a Kafka broker",
+    },
+    Package {
+        name: "hey",
+        purpose: "a client over Go's TLS",
+    },
+    Package {
+        name: "iproute2",
+        purpose: "a network of its own to lose packets in",
+    },
+    Package {
+        name: "nftables",
+        purpose: "loses them",
+    },
+    Package {
         name: "linux-perf",
         purpose: "an independent unwinder",
     },
@@ -143,6 +160,7 @@ fn stages(workspace: &Workspace, only: Option<Part>, tally: &mut Tally) -> Resul
         stage("build", || bpf::build_all(workspace, Profile::Release))?;
     }
     if wanted(Part::Privileged) {
+        stage("packages of Python", || python::install(workspace))?;
         stage("privileged tests", || privileged(workspace, tally))?;
     }
     if wanted(Part::Kernels) {

@@ -69,6 +69,8 @@ pub enum Anomaly {
     QueueFull,
     /// A part of the protocol that is recognised and not decoded, such as compression.
     Unsupported,
+    /// An answer whose status refers to what was sent before the trace: counted as no error.
+    StatusUnseen,
 }
 
 impl Anomaly {
@@ -81,6 +83,7 @@ impl Anomaly {
             Anomaly::Resynced => "resynced",
             Anomaly::QueueFull => "queue_full",
             Anomaly::Unsupported => "unsupported",
+            Anomaly::StatusUnseen => "status_unseen",
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Seen: latencies by shape, as the target waited for them (client) or took for them (server).
 //!
-//! Thresholds: a 95th percentile of 200 ms, from which people feel a wait; or a quarter of the wall
+//! Thresholds: the 95th percentile that was asked for (`[targets]`, `[[target]]`, `--target`), else one
+//! of 200 ms, from which people feel a wait; or a quarter of the wall
 //! time with a median of 1 ms, for below that a statement is asked often rather than slow. For the
 //! second reason alone the impact stays low, medium from a median of 10 ms: a server whose clients do
 //! nothing but ask is busy with something, whatever it is.
@@ -23,7 +24,7 @@ use crate::model::{Level, StatementRow};
 use crate::sink::units;
 
 thresholds! {
-    /// From this 95th percentile a statement is slow.
+    /// From this 95th percentile a statement is slow, where no target for its 95th percentile is set.
     slow_p95: Time = Time(200_000_000),
     /// From this share of the wall time it is worth a look too,
     wall_share: Share = Share(0.25),
@@ -72,10 +73,18 @@ pub const EXPLAIN: Explain = Explain {
 pub fn find(view: &View) -> Vec<Candidate> {
     let rows = view.statements().filter(|row| is_judged(row));
     let found = rows.filter_map(|row| {
-        let slow = row.latency.p95_ns >= view.settings.rules.slow_statement.slow_p95.0;
+        let slow = row.latency.p95_ns >= slow_p95_ns(view, row);
         (slow || takes_much(view, row)).then(|| candidate(view, row, slow))
     });
     statements::largest(found.collect(), MAX_FINDINGS)
+}
+
+/// From which 95th percentile a statement is slow: what was asked for comes before what is usual.
+fn slow_p95_ns(view: &View, row: &StatementRow) -> u64 {
+    let target = view.settings.targets.of(row).p95;
+    target
+        .unwrap_or(view.settings.rules.slow_statement.slow_p95)
+        .0
 }
 
 fn takes_much(view: &View, row: &StatementRow) -> bool {
@@ -169,6 +178,7 @@ mod tests {
     use super::*;
     use crate::detect::DATABASE_SPECIALIST;
     use crate::detect::settings::Settings;
+    use crate::detect::targets::{Limits, Percentile, Single};
     use crate::fixtures::{asked, asking_report, report, thread};
 
     const REPORT: &str = "SELECT sum(amount) FROM orders";
@@ -218,6 +228,30 @@ mod tests {
         assert_eq!(found(9_000_000, 0.10, 9_000_000), 1);
         assert_eq!(found(9_000_001, 0.09, 9_000_000), 1);
         assert_eq!(found(9_000_001, 0.09, 9_000_001), 0);
+    }
+
+    #[test]
+    fn a_target_of_the_statement_comes_before_the_threshold() {
+        let report = asking_report(100_000_000, vec![asked(REPORT, 10, 9_000_000)]);
+        let found = |target_ns| {
+            let mut settings = Settings::default();
+            settings.rules.slow_statement.wall_share = Share(1.0);
+            settings.rules.slow_statement.slow_p95 = Time(9_000_000);
+            let limits = Limits {
+                p95: Some(Time(target_ns)),
+                ..Limits::NONE
+            };
+            settings.targets.single = vec![Single::statement(REPORT, limits)];
+            find(&View::with(&report, &settings)).len()
+        };
+        // Slower than usual, and allowed to be.
+        assert_eq!(found(9_000_001), 0);
+        assert_eq!(found(9_000_000), 1);
+        // A target of another percentile says nothing of this one.
+        let mut settings = Settings::default();
+        settings.rules.slow_statement.slow_p95 = Time(9_000_000);
+        settings.targets.all.set(Percentile::P99, Time(1));
+        assert_eq!(find(&View::with(&report, &settings)).len(), 1);
     }
 
     #[test]

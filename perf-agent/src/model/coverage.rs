@@ -81,7 +81,8 @@ pub struct SocketCoverage {
     /// Exchanges of processes that have no lines of their own.
     pub unattributed_statements: u64,
     /// Messages that could not be paired or read, by reason: `orphan_answers` (the request was before
-    /// the attach), `unanswered`, `malformed`, `resynced`, `queue_full`, `unsupported`.
+    /// the attach), `unanswered`, `malformed`, `resynced`, `queue_full`, `unsupported`,
+    /// `status_unseen` (an HTTP/2 answer whose status is in header fields sent before the attach).
     pub anomalies: BTreeMap<String, u64>,
 }
 

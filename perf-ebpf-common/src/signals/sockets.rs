@@ -12,8 +12,9 @@ use crate::wire;
 pub const CAPTURE_MAX: usize = 16384;
 /// Bytes captured from the end of a longer one: the end of an answer tells how it ended.
 pub const TAIL_BYTES: usize = 512;
-/// Buffers of a scattered send or receive that are looked at.
-pub const IOVECS_MAX: usize = 16;
+/// Buffers of a scattered send or receive that are looked at. gRPC sends up to 260 in one call, with a
+/// frame's head and its payload in buffers of their own; other libraries 64 and less.
+pub const IOVECS_MAX: usize = 256;
 
 /// Which way bytes went, as the traced process sees it.
 pub mod direction {

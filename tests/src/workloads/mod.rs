@@ -18,6 +18,7 @@ pub mod http_requests;
 pub mod http_server;
 pub mod jit;
 pub mod lockfight;
+pub mod lossy_network;
 pub mod many_locks;
 pub mod measured;
 pub mod memory;
@@ -51,12 +52,14 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("fsyncs", fsyncs::run),
     ("held-locks", held_locks::run),
     ("http-requests", http_requests::run),
+    ("chatty-server", http_server::chatty::run),
     ("http-server-all", http_server::all::run),
     ("http-server-pool", http_server::pool::run),
     ("http-server-threads", http_server::threads::run),
     ("jit", jit::run),
     ("jit-private-tmp", jit::run_in_private_tmp),
     ("lockfight", lockfight::run),
+    ("lossy-network", lossy_network::run),
     ("memory-grows", memory::grow),
     ("memory-steady", memory::steady),
     ("many-locks", many_locks::run),

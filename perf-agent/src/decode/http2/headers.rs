@@ -55,6 +55,17 @@ impl Fields {
         !self.method.is_empty() || !self.path.is_empty() || self.unseen
     }
 
+    /// Whether a request is a call of gRPC, or that cannot be known.
+    pub fn may_be_grpc(&self) -> bool {
+        self.grpc || self.unseen && matches!(&self.method[..], b"" | b"POST")
+    }
+
+    /// Whether the last fields of an answer may have the status in an entry that was not seen: that of
+    /// gRPC, or any where they have none.
+    pub fn hides_status(&self, may_be_grpc: bool) -> bool {
+        self.unseen && self.grpc_status.is_none() && (may_be_grpc || self.status.is_none())
+    }
+
     /// Paths of gRPC are names, not data: a service and a method. Where the content type was not
     /// seen, only a path that looks like nothing else is taken for one.
     fn is_grpc(&self) -> bool {

@@ -9,7 +9,7 @@
 //! Joined late (or after a gap in headers, which is the same), header fields that refer to what was
 //! sent before are not known: a request is named by what is (`POST ?`, `(headers unseen)`), counted
 //! and timed. Nothing is taken for another field: see [`hpack`]. A gRPC status or a status that was
-//! sent before counts as none.
+//! sent before counts as none, and as [`Anomaly::StatusUnseen`].
 //!
 //! The upgrade of HTTP/1.1 (`h2c`) is followed from the server's `101` and the client's preface on;
 //! the answer to the upgraded request itself is an orphan here, as HTTP/1.1 had its request.
@@ -133,6 +133,8 @@ impl Decoder for Http2 {
 struct Stream {
     error: Option<TextId>,
     trace: Option<TraceId>,
+    /// What was seen of the request does not say that it is no call of gRPC.
+    may_be_grpc: bool,
     /// Its end may have been in a gap.
     doubtful: bool,
 }
@@ -341,6 +343,7 @@ impl State {
         let text = self.texts.text(&self.fields, output);
         let kind = Stream {
             trace: self.fields.trace,
+            may_be_grpc: self.fields.may_be_grpc(),
             ..Stream::default()
         };
         self.streams.ask(stream, text, first_ns, kind, output);
@@ -364,6 +367,10 @@ impl State {
             }
         }
         if head.has(END_STREAM) {
+            let asked = self.streams.get(head.stream);
+            if asked.is_some_and(|s| self.fields.hides_status(s.kind.may_be_grpc)) {
+                output.anomaly(Anomaly::StatusUnseen, 1);
+            }
             self.answer(head.stream, m, output);
         }
     }

@@ -206,7 +206,29 @@ fn joined_late_a_request_is_named_by_what_is_known_and_recovers_with_literals() 
     let call = "POST /shop.v1.Orders/Get";
     let texts: Vec<&str> = decoded.texts().iter().map(|t| t.0).collect();
     assert_eq!(texts, ["POST ?", "(headers unseen)", call, call]);
-    assert_eq!(decoded.anomalies, [(Anomaly::Orphan, 1)]);
+    // The last of them has a field that may be its status.
+    let expected = [(Anomaly::Orphan, 1), (Anomaly::StatusUnseen, 1)];
+    assert_eq!(decoded.anomalies, expected);
+}
+
+#[test]
+fn joined_late_a_status_that_was_sent_before_is_counted_as_unseen() {
+    let unseen = b"\xbe";
+    let ends = |request: Vec<u8>, fields: &[u8]| {
+        let pieces = [asks(1, request), answers(2, headers(9, END_STREAM, fields))];
+        let decoded = run(Joined::Late, &pieces);
+        assert_eq!(decoded.exchanges.len(), 1);
+        assert_eq!(decoded.exchanges[0].error, None);
+        decoded.count(Anomaly::StatusUnseen)
+    };
+    // Trailers, and an answer of trailers alone, to what may be a call of gRPC.
+    assert_eq!(ends(call_again(9), unseen), 1);
+    assert_eq!(ends(call(9), unseen), 1);
+    assert_eq!(ends(call(9), &[&b"\x88"[..], unseen].concat()), 1);
+    // The status of a page is there; and one of gRPC.
+    assert_eq!(ends(get(9), &[&b"\x88"[..], unseen].concat()), 0);
+    let good = [unseen, &literal(b"grpc-status", b"0")[..]].concat();
+    assert_eq!(ends(call(9), &good), 0);
 }
 
 #[test]
@@ -281,6 +303,7 @@ fn streams_that_ended_in_a_gap_are_given_up_with_the_next_one_and_pair_with_noth
         (Anomaly::Resynced, 1),
         (Anomaly::Unanswered, 1),
         (Anomaly::Resynced, 1),
+        (Anomaly::StatusUnseen, 1),
     ];
     assert_eq!(output.anomalies, expected);
 }

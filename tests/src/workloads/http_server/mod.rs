@@ -1,8 +1,9 @@
 //! HTTP servers that know where the time of their requests went, on the first port of `--connect`: with
 //! [`threads`] for each connection, with a single thread for [`all`] of them, and with a [`pool`] of sessions
-//! that its threads share.
+//! that its threads share; and one that is [`chatty`].
 
 pub mod all;
+pub mod chatty;
 mod peers;
 pub mod pool;
 pub mod threads;

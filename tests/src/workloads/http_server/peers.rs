@@ -56,6 +56,21 @@ impl Redis {
         Ok(Redis(BufReader::new(connection)))
     }
 
+    /// Sends commands at once and reads as many replies, which are of one line each.
+    pub fn ask(&mut self, commands: &[&str]) -> io::Result<()> {
+        let text = commands.join("\r\n") + "\r\n";
+        self.0.get_mut().write_all(text.as_bytes())?;
+        let mut reply = String::new();
+        for command in commands {
+            reply.clear();
+            self.0.read_line(&mut reply)?;
+            if reply.is_empty() || reply.starts_with('-') {
+                return Err(io::Error::other(format!("redis: {command}: {reply:?}")));
+            }
+        }
+        Ok(())
+    }
+
     /// Looks for a key that is not there.
     pub fn get(&mut self) -> io::Result<()> {
         let command = b"*2\r\n$3\r\nGET\r\n$7\r\nnothing\r\n";
