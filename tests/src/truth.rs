@@ -69,8 +69,8 @@ pub struct Measured {
 impl Measured {
     /// What the scheduler's figures and the measured waits leave of the lifetime: time a hypervisor
     /// took while the thread was on the CPU, which the scheduler counts as nobody's, and waits
-    /// inside the kernel for locks of the address space, which the thread did not foresee. A
-    /// ledger has to put it somewhere.
+    /// which the thread did not foresee, such as those inside the kernel for locks of the address
+    /// space (6 ms once, beside other work). A ledger has to put it somewhere.
     pub fn unforeseen_ns(&self) -> u64 {
         let (run_ns, wait_ns) = self.schedstat.unwrap_or_default();
         let counted = run_ns + wait_ns + self.classes.values().sum::<u64>();
@@ -347,9 +347,11 @@ fn compare_thread(m: &Measured, b: &Booked, demands: Demands) -> Vec<Row> {
     for class in names {
         if !class.starts_with("cpu.") && class != "runq" {
             let truth = get(&m.classes, class);
-            let unforeseen = if truth == 0 { m.unforeseen_ns() } else { 0 };
+            // Only more: what a program foresaw is there whatever else there is.
+            let booked = get(&b.classes, class);
+            let unforeseen = if booked > truth { m.unforeseen_ns() } else { 0 };
             let allowed = demands.classes.of(truth) + unforeseen;
-            rows.push(row(class, truth, get(&b.classes, class), allowed));
+            rows.push(row(class, truth, booked, allowed));
         }
     }
     rows

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What the tests run beside the agent. Those of the kernel matrix are named there.
-const PACKAGES: [Package; 18] = [
+const PACKAGES: [Package; 21] = [
     Package {
         name: "gcc",
         purpose: "links the tests and compiles their C workloads",
@@ -81,6 +81,18 @@ const PACKAGES: [Package; 18] = [
     Package {
         name: "libssl-dev",
         purpose: "linked into a client over TLS",
+    },
+    Package {
+        name: "linux-perf",
+        purpose: "an independent unwinder",
+    },
+    Package {
+        name: "golang-go",
+        purpose: "compiles a workload in Go, and has pprof",
+    },
+    Package {
+        name: "chromium",
+        purpose: "opens a flame graph",
     },
     Package {
         name: "strace",

@@ -1,27 +1,37 @@
 //! The kernel side's maps, opened by name, as bytes.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
     maps::{Map, MapData},
 };
-use perf_ebpf_common::signals::{
-    LatencyCell,
-    allocations::{Allocation, AllocationKey, AllocationTotals, LiveKey},
-    block_io::BlockIoKey,
-    control::Control,
-    ledger::{ClassHistograms, ListenerKey, SLOTS, SiteKey, SiteTotals, ThreadState, WakerKey},
-    locks::{InnerTid, LockHoldKey, LockHoldTotals},
-    memory::{GrowthKey, GrowthTotals, Resident},
-    sockets::Connection,
-    stacks::MemoStats,
-    syscalls::{SyscallErrorKey, SyscallKey},
+use perf_ebpf_common::{
+    Wire as _,
+    signals::{
+        LatencyCell,
+        allocations::{Allocation, AllocationKey, AllocationTotals, LiveKey},
+        block_io::BlockIoKey,
+        control::{Control, FunctionRange},
+        ledger::{
+            ClassHistograms, ListenerKey, SLOTS, SiteKey, SiteTotals, TARGET_SLOTS, ThreadState,
+            WakerKey, target_slot,
+        },
+        locks::{InnerTid, LockHoldKey, LockHoldTotals},
+        memory::{GrowthKey, GrowthTotals, Resident},
+        sockets::Connection,
+        stacks::MemoStats,
+        syscalls::{SyscallErrorKey, SyscallKey},
+    },
 };
 
 use super::{
-    raw::{MappedArray, RawMap},
+    raw::{MappedArray, NOEXIST, RawMap},
     unwind::UnwindMaps,
 };
 
@@ -51,10 +61,13 @@ pub struct Maps {
     pub memo_stats: RawMap,
     pub stack_walks: RawMap,
     pub python_walks: RawMap,
+    /// Taken by the thread that looks for it.
+    pub schedule: Option<MappedArray<FunctionRange>>,
     /// Taken by the thread that builds the tables.
     pub unwind: Option<UnwindMaps>,
     pub histograms: MappedArray<ClassHistograms>,
     pub control: MappedArray<Control>,
+    targets: MappedArray<u32>,
 }
 
 impl Maps {
@@ -109,12 +122,52 @@ impl Maps {
             memo_stats: raw("memo_stats", 4, size_of::<MemoStats>())?,
             stack_walks: raw("stack_walks", 4, 8)?,
             python_walks: raw("python_walks", 4, 8)?,
+            schedule: Some(
+                MappedArray::map(fd(ebpf, "schedule_range")?.as_fd(), 1)
+                    .context("mapping schedule_range")?,
+            ),
             unwind: Some(UnwindMaps::open(ebpf)?),
             histograms: MappedArray::map(fd(ebpf, "histograms")?.as_fd(), SLOTS as usize)
                 .context("mapping histograms")?,
             control: MappedArray::map(fd(ebpf, "control")?.as_fd(), 1)
                 .context("mapping control")?,
+            targets: MappedArray::map(fd(ebpf, "targets")?.as_fd(), TARGET_SLOTS as usize)
+                .context("mapping targets")?,
         })
+    }
+
+    /// Makes a thread the target's.
+    ///
+    /// # Errors
+    /// Those of bpf(2): it is there already, or there is no room.
+    pub fn add_thread(&self, t: &ThreadState) -> io::Result<()> {
+        // Before it is in there: a thread that is, and is not counted, is not looked up.
+        self.count_thread(t.tid, 1);
+        let result = self
+            .threads
+            .update(&t.tid.to_ne_bytes(), t.as_bytes(), NOEXIST);
+        if result.is_err() {
+            self.count_thread(t.tid, -1);
+        }
+        result
+    }
+
+    /// Takes a thread out of the target.
+    ///
+    /// # Errors
+    /// Those of bpf(2): it is not there.
+    pub fn remove_thread(&self, tid: u32) -> io::Result<()> {
+        self.threads.delete(&tid.to_ne_bytes())?;
+        self.count_thread(tid, -1);
+        Ok(())
+    }
+
+    fn count_thread(&self, tid: u32, by: i32) {
+        if let Some(n) = self.targets.element(target_slot(tid) as usize) {
+            // SAFETY: an aligned integer of the mapping, which the kernel side adds to atomically too.
+            let n = unsafe { AtomicU32::from_ptr(n.as_ptr()) };
+            n.fetch_add(by.cast_unsigned(), Ordering::SeqCst);
+        }
     }
 }
 

@@ -233,6 +233,15 @@ wire!(ClassHistograms => (4 * BUCKETS + 16) * class::COUNT);
 /// by all processes past that number.
 pub const SLOTS: u32 = 128;
 
+/// Counters of the target's threads by the low bits of their ids. A power of two.
+pub const TARGET_SLOTS: u32 = 16384;
+
+/// The counter of a thread id.
+#[must_use]
+pub const fn target_slot(tid: u32) -> u32 {
+    tid & (TARGET_SLOTS - 1)
+}
+
 /// Key of `wakers`: who ended whose wait for a lock.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

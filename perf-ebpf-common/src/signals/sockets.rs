@@ -51,7 +51,8 @@ pub struct Connection {
     pub asked_ns: u64,
     /// From the first SYN to the established state; 0 where that was not seen.
     pub connect_ns: u64,
-    /// Smoothed round-trip times (`tcp_sock.srtt_us`), read at each receive.
+    /// Smoothed round-trip times (`tcp_sock.srtt_us`), read at a receive, once a
+    /// millisecond at most.
     pub rtt_sum_us: u64,
     /// Blocked because the send buffer was full.
     pub send_stall_ns: u64,
@@ -74,7 +75,9 @@ pub struct Connection {
     pub peer_kind: u8,
     /// Ledger class of waiting for it, once user space knows its protocol; 0 before.
     pub class: u8,
-    pub pad: [u8; 5],
+    pub pad: u8,
+    /// When the round-trip time was read last, in units of 2^20 ns.
+    pub rtt_at_ms: u32,
 }
 wire!(Connection => 9 * 8 + 32 + 7 * 4 + 4 + 8);
 

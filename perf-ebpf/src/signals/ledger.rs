@@ -8,7 +8,6 @@
 mod reconcile;
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
     helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task},
     macros::map,
     maps::{Array, HashMap},
@@ -28,7 +27,7 @@ use crate::{
     file,
     prelude::*,
     registers::Registers,
-    shared_maps::{MMAPABLE, THREADS, sys_kind},
+    shared_maps::{self, MMAPABLE, sys_kind},
     signals::{lifecycle, locks, sockets, stacks},
 };
 
@@ -55,7 +54,7 @@ static WAKERS: HashMap<WakerKey, SiteTotals> = HashMap::with_max_entries(4096, 0
 pub fn thread(tid: u32) -> Option<&'static mut ThreadState> {
     // SAFETY: one CPU at a time writes a thread's account (the scheduler orders its events), and
     // an entry is only deleted at the thread's last event.
-    THREADS.get_ptr_mut(&tid).map(|t| unsafe { &mut *t })
+    shared_maps::thread(tid).map(|t| unsafe { &mut *t })
 }
 
 /// Opens an update; see [`ThreadState`] for the order.
@@ -140,13 +139,7 @@ pub fn add_site(key: &SiteKey, length_ns: u64) {
     // key, and what is made under one content would be looked up under another (seen: `sites_full`
     // once in three traces of PostgreSQL under load, with the map nearly empty).
     let key = &forgotten(key);
-    if SITES.get_ptr(key).is_none() {
-        let empty = SiteTotals::default();
-        // Another CPU may have made it meanwhile: that is an error here and a hit below.
-        let _ = SITES.insert(key, &empty, BPF_NOEXIST as u64);
-    }
-    let Some(totals) = SITES.get_ptr_mut(key) else {
-        lose(Loss::SitesFull);
+    let Some(totals) = element(&SITES, key, &SiteTotals::default(), Loss::SitesFull) else {
         return;
     };
     // SAFETY: a live map value.
@@ -484,15 +477,11 @@ fn record_waker(t: &ThreadState, length_ns: u64) {
     };
     // A timeout or a signal wakes from an interrupt or from anyone: only a thread of the target's
     // (or pid 0, the idle task, which means an interrupt) is named.
-    if key.waker_tid == 0 || THREADS.get_ptr(&key.waker_tid).is_none() {
+    if key.waker_tid == 0 || shared_maps::thread(key.waker_tid).is_none() {
         key.waker_tid = 0;
         key.waker_tgid = 0;
     }
-    if WAKERS.get_ptr(&key).is_none() {
-        let _ = WAKERS.insert(&key, &SiteTotals::default(), BPF_NOEXIST as u64);
-    }
-    let Some(totals) = WAKERS.get_ptr_mut(&key) else {
-        lose(Loss::WakersFull);
+    let Some(totals) = element(&WAKERS, &key, &SiteTotals::default(), Loss::WakersFull) else {
         return;
     };
     // SAFETY: a live map value.

@@ -20,7 +20,7 @@ use perf_ebpf_common::{
 use crate::{
     file::NO_WAKEUP,
     prelude::*,
-    shared_maps::{EVENTS, GENERATED, THREADS},
+    shared_maps::{self, EVENTS, GENERATED},
     signals::{ledger, locks, unwind},
 };
 
@@ -111,9 +111,9 @@ pub fn fork(parent: &ThreadState, child: Typed) {
     if new_process {
         unwind::forked(parent.tgid, tgid);
     }
-    if THREADS.insert(&tid, &*t, BPF_NOEXIST as u64).is_err() {
+    if shared_maps::add_thread(t, tid, BPF_NOEXIST).is_err() {
         // It is there where user space seeded it first, between its creation and this event.
-        if THREADS.get_ptr(&tid).is_none() {
+        if shared_maps::thread(tid).is_none() {
             lose(Loss::ThreadsFull);
         }
         return;
@@ -176,7 +176,7 @@ pub fn thread_exit(t: &mut ThreadState, task: Typed, now: u64) {
         None => lose(Loss::RingFull),
     }
     locks::ended(t);
-    let _ = THREADS.remove(&tid);
+    shared_maps::remove_thread(tid);
 }
 
 /// A process of the target executed a program. The thread that called exec takes the process's id
@@ -196,10 +196,10 @@ pub fn exec(task: Typed, old_tid: u32) {
     t.tid = tid;
     ledger::end(t);
     if old_tid != tid {
-        if THREADS.insert(&tid, &*t, 0).is_err() {
+        if shared_maps::add_thread(t, tid, 0).is_err() {
             lose(Loss::ThreadsFull);
         }
-        let _ = THREADS.remove(&old_tid);
+        shared_maps::remove_thread(old_tid);
     }
     let mut record = Exec {
         header: RecordHeader {

@@ -4,7 +4,6 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use perf_ebpf_common::Wire as _;
 
 use super::{monotonic_ns, seeding::seeded_state};
 use crate::{drain::slots, kernel::Kernel};
@@ -28,16 +27,15 @@ pub(super) fn measure(kernel: &mut Kernel) -> Result<u64> {
     // SAFETY: takes nothing, cannot fail.
     let tid = unsafe { libc::gettid() } as u32;
     let state = seeded_state(pid, tid, slots::SHARED, monotonic_ns());
-    let threads = &kernel.maps.threads;
-    threads
-        .update(&tid.to_ne_bytes(), state.as_bytes(), 0)
+    kernel
+        .maps
+        .add_thread(&state)
         .context("adding the agent's thread")?;
     let hooked = kernel.set_syscalls(true).map(|()| ns_per_call());
     let off = kernel.set_syscalls(false);
     kernel
         .maps
-        .threads
-        .delete(&tid.to_ne_bytes())
+        .remove_thread(tid)
         .context("removing the agent's thread")?;
     off?;
     Ok(hooked?.saturating_sub(plain))

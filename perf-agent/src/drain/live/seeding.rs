@@ -16,7 +16,7 @@ use super::{Live, monotonic_ns, proc_facts::thread_fact};
 use crate::unwind::Request;
 use crate::{
     drain::{Fact, Frame, procfs, seeds},
-    kernel::{Kernel, raw::NOEXIST},
+    kernel::Kernel,
 };
 
 impl Live {
@@ -54,12 +54,7 @@ impl Live {
         if namespaced {
             state.inner_tid = inner_tid(pid, tid);
         }
-        match self
-            .kernel
-            .maps
-            .threads
-            .update(&tid.to_ne_bytes(), state.as_bytes(), NOEXIST)
-        {
+        match self.kernel.maps.add_thread(&state) {
             Ok(()) => {
                 self.thread_entries += 1;
                 self.know_by_inner_tid(&state)?;
