@@ -15,13 +15,11 @@ use tempfile::TempDir;
 use crate::PATIENCE;
 
 mod grpc;
-mod kafka;
 mod mariadb;
 mod memcached;
 mod nginx;
 
 pub use grpc::{Calls, GrpcServer};
-pub use kafka::{kafka, kafka_client};
 pub use mariadb::Mariadb;
 pub use memcached::{memcached, memcached_load};
 pub use nginx::{Logged, Nginx};

@@ -85,7 +85,7 @@ fn calls_are_counted_by_method_and_status_as_both_ends_count_them() {
     let mut server = GrpcServer::start();
     let agent = trace(server.traced.pid());
     // Traced itself, at the same time.
-    let client = trace_command(&server.client_command(server.port));
+    let client = trace_command(&server.client_command());
     let served = end(agent);
     server.traced.go();
     let own = own(&server.traced.done(PATIENCE));

