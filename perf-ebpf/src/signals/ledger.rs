@@ -171,6 +171,10 @@ fn find_site(t: &mut ThreadState, task: Typed, state: u32) {
     let mut detail_kind = detail::NONE;
     let mut port = 0;
     match blocked.sys {
+        // Without an fd: pgbench and Python before 3.11 sleep so.
+        sys::POLL if regs.arg1() == 0 => blocked.sys = sys::SLEEP,
+        sys::SELECT if regs.arg0() == 0 => blocked.sys = sys::SLEEP,
+        sys::SELECT => blocked.sys = sys::POLL_MANY,
         sys::READ | sys::WRITE | sys::SYNC | sys::IOCTL | sys::POLL => {
             let fd = match blocked.sys {
                 sys::POLL if regs.arg1() != 1 => None,
