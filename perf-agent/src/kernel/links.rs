@@ -238,7 +238,8 @@ impl Links {
                 continue;
             };
             match program.need {
-                Need::Instead(_) => {}
+                Need::Instead(_) if why.is_empty() => {}
+                Need::Instead(_) => lacks.push(why.clone()),
                 Need::Detail if self.stood_in_for(program.name) => {}
                 Need::Detail => lacks.push(why.clone()),
                 Need::Required | Need::Signal => {
