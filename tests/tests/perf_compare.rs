@@ -213,7 +213,8 @@ fn by_chance(share: f64, samples: [u64; 2]) -> f64 {
 fn agree(what: &str, perf: &Shares<'_>, agent: &Shares<'_>, samples: [u64; 2]) {
     for (side, one, other) in [("perf", perf, agent), ("the agent", agent, perf)] {
         let (hottest, others) = (one.hottest(), other.hottest());
-        let least = other.get(others[others.len() - 1]);
+        // Of what has fewer than ten, those that are not there are among them, with nothing.
+        let least = others.get(HOTTEST - 1).map_or(0.0, |part| other.get(part));
         println!("{what}, the hottest by {side}:");
         for part in hottest {
             let (a, b) = (one.get(part), other.get(part));
