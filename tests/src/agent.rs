@@ -320,6 +320,17 @@ fn requests_close(row: &Value) {
     }
 }
 
+/// Value of a figure in the evidence of a finding.
+///
+/// # Panics
+/// Where it has none of that name.
+pub fn figure(finding: &Value, name: &str) -> f64 {
+    let mut figures = finding["evidence"].as_array().into_iter().flatten();
+    let figure = figures.find(|figure| figure["name"] == name);
+    let value = figure.and_then(|figure| figure["value"].as_f64());
+    value.unwrap_or_else(|| panic!("no {name} in {finding}"))
+}
+
 /// Runs the agent to its end.
 pub fn run<I: IntoIterator<Item = S>, S: Into<String>>(arguments: I, patience: Duration) -> Run {
     Agent::start(arguments).finish(patience)
@@ -342,15 +353,23 @@ pub fn trace_during(pid: u32, command: Command) -> Run {
 /// # Panics
 /// Where the agent cannot be started or does not end.
 pub fn trace_command(command: &Command) -> Run {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let arguments = command.get_args().map(|a| a.to_string_lossy().into_owned());
-    let mut words: Vec<String> = ["trace", "--interval", "100s", "--"]
-        .map(str::to_owned)
-        .to_vec();
-    words.push(program);
-    words.extend(arguments);
+    trace_command_with(&["trace"], command)
+}
+
+/// As [`trace_command`], with options behind the subcommand.
+///
+/// # Panics
+/// As [`trace_command`].
+pub fn trace_command_with(options: &[&str], command: &Command) -> Run {
+    let mut words: Vec<String> = options.iter().map(|&word| word.to_owned()).collect();
+    words.extend(["--interval", "100s", "--"].map(str::to_owned));
+    words.push(command.get_program().to_string_lossy().into_owned());
+    words.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
     let mut agent = Command::new(binary());
     agent.args(&words);
+    for (name, value) in command.get_envs() {
+        agent.env(name, value.unwrap_or_default());
+    }
     if let Some(directory) = command.get_current_dir() {
         agent.current_dir(directory);
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use perf_agent_tests::agent::{Agent, Run};
+use perf_agent_tests::agent::{Agent, Run, figure};
 use perf_agent_tests::http_client::Client;
 use perf_agent_tests::servers::{self, Postgres};
 use perf_agent_tests::traced::Traced;
@@ -26,14 +26,6 @@ fn now_ns() -> u64 {
 
 fn at(line: &Value, end: &str) -> u64 {
     line["window"][end].as_u64().unwrap_or(0)
-}
-
-fn figure(finding: &Value, name: &str) -> f64 {
-    let figures = finding["evidence"].as_array().unwrap();
-    let figure = figures.iter().find(|figure| figure["name"] == name);
-    figure.unwrap_or_else(|| panic!("no {name} in {finding}"))["value"]
-        .as_f64()
-        .unwrap()
 }
 
 fn written(directory: &Path, config: &str) -> String {

@@ -398,6 +398,31 @@ mod tests {
         (output.exchanges.len(), output.anomalies)
     }
 
+    /// Takes pieces of one thread, whether it is sent and its bytes, from the one at `joined_at` on.
+    fn takes<'a>(
+        conversation: &mut Conversation,
+        pieces: impl Iterator<Item = (bool, &'a [u8])>,
+        joined_at: usize,
+        output: &mut Output,
+    ) {
+        let mut positions = [0; 2];
+        for (at_ns, (sent, bytes)) in pieces.enumerate().skip(joined_at) {
+            let way = usize::from(sent);
+            let piece = Captured {
+                sent,
+                at_ns: at_ns as u64,
+                tid: 1,
+                position: positions[way],
+                other_position: positions[1 - way],
+                bytes: bytes.len() as u64,
+                head: bytes,
+                tail: &[],
+            };
+            positions[way] += piece.bytes;
+            conversation.take(&piece, output);
+        }
+    }
+
     #[test]
     fn a_protocol_is_recognised_where_lengths_are_read_apart_from_the_rest() {
         const REQUEST: &[u8] = b"\0\0\0\x0d\0\x12\0\0\0\0\0\x01\0\x03abc";
@@ -410,22 +435,7 @@ mod tests {
                 (false, &REQUEST[4..]),
                 (true, ANSWER),
             ];
-            let mut positions = [0; 2];
-            for (at_ns, (sent, bytes)) in pieces.into_iter().enumerate() {
-                let way = usize::from(sent);
-                let piece = Captured {
-                    sent,
-                    at_ns: at_ns as u64,
-                    tid: 1,
-                    position: positions[way],
-                    other_position: positions[1 - way],
-                    bytes: bytes.len() as u64,
-                    head: bytes,
-                    tail: &[],
-                };
-                positions[way] += piece.bytes;
-                conversation.take(&piece, &mut output);
-            }
+            takes(&mut conversation, pieces.into_iter(), 0, &mut output);
             assert_eq!(conversation.protocol(), Some(Protocol::Kafka));
             assert_eq!(output.anomalies, []);
             let [exchange] = &output.exchanges[..] else {
@@ -442,24 +452,14 @@ mod tests {
         for joined_at in 0..6 {
             let mut conversation = Conversation::new(true, Joined::Late);
             let mut output = Output::new(Options::default());
-            let exchange = REQUEST.map(|piece| (true, piece));
-            let exchange = exchange.into_iter().chain([(false, ANSWER)]);
-            let mut positions = [0; 2];
-            for (at_ns, (sent, bytes)) in exchange.cycle().take(60).enumerate().skip(joined_at) {
-                let way = usize::from(sent);
-                let piece = Captured {
-                    sent,
-                    at_ns: at_ns as u64,
-                    tid: 1,
-                    position: positions[way],
-                    other_position: positions[1 - way],
-                    bytes: bytes.len() as u64,
-                    head: bytes.as_bytes(),
-                    tail: &[],
-                };
-                positions[way] += piece.bytes;
-                conversation.take(&piece, &mut output);
-            }
+            let exchange = REQUEST.map(|piece| (true, piece.as_bytes()));
+            let exchange = exchange.into_iter().chain([(false, ANSWER.as_bytes())]);
+            takes(
+                &mut conversation,
+                exchange.cycle().take(60),
+                joined_at,
+                &mut output,
+            );
             assert_eq!(conversation.protocol(), Some(Protocol::Redis));
             // The first may be lost with its beginning, and no other.
             let whole = output.exchanges.len();
