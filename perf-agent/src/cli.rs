@@ -15,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use profile::{Mode, ProfileArgs, ProfileOutputs, Shown};
 pub use streams::{ExplainArgs, FindingOptions, StreamOptions};
 
+use crate::kernel::SAMPLE_HZ;
 use crate::sink::Rotation;
 
 /// Where the demo writes its lines unless told otherwise.
@@ -213,6 +214,14 @@ pub struct Collect {
     /// Stacks of blocked and running threads
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub stacks: Switch,
+    /// Samples of each CPU a second
+    #[arg(
+        long,
+        value_name = "HZ",
+        default_value_t = SAMPLE_HZ,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
+    pub frequency: u32,
     /// Connections and the statements on them, decoded from the bytes that pass
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub sockets: Switch,

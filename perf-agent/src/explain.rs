@@ -99,6 +99,8 @@ fn of_rule(rule: &Rule, settings: &Settings) -> String {
     for (name, meaning) in rule.explain.numbers {
         let _ = writeln!(out, "  {name:24} {meaning}");
     }
+    let _ = writeln!(out, "\nGains at most\n  {}", rule.explain.bound);
+    let _ = writeln!(out, "\nConfidence\n  {}", rule.explain.confidence);
     let all = settings.rules.list();
     let own = all.iter().find(|(name, _)| *name == rule.name);
     let general = settings.general.list();
@@ -223,6 +225,8 @@ mod tests {
             for part in [
                 "Looks at",
                 "Numbers",
+                "Gains at most",
+                "Confidence",
                 "Thresholds",
                 "min_gain = 0.01",
                 "Next",

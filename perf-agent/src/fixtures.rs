@@ -521,6 +521,8 @@ fn full_coverage() -> Coverage {
             served: 2,
             attributed: 1,
             unattributed: map("interleaved", 1),
+            calls: 5,
+            calls_elsewhere: 1,
         },
         frames: 20,
         unsymbolized_frames: 2,

@@ -211,6 +211,7 @@ fn load_options(collect: &Collect) -> LoadOptions {
     LoadOptions {
         follow_children: !collect.no_children,
         stacks: collect.stacks == Switch::On,
+        frequency: collect.frequency,
         ring_bytes: sizes.ring_bytes.unwrap_or(default.ring_bytes),
         max_threads: sizes.max_threads.unwrap_or(default.max_threads),
         max_sites: sizes.max_sites.unwrap_or(default.max_sites),

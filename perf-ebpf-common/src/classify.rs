@@ -78,10 +78,10 @@ pub mod sys {
     pub const READ: u8 = 1;
     /// Writes to the fd in argument 0.
     pub const WRITE: u8 = 2;
-    /// `epoll_wait` family and `select`: many fds, waits for work.
+    /// `epoll_wait` family: many fds, waits for work.
     pub const POLL_MANY: u8 = 3;
     /// `poll`/`ppoll`: argument 0 a `pollfd` array, argument 1 its length. With one fd it is a
-    /// read of that fd in disguise (libpq, resolvers and curl wait so).
+    /// read of that fd in disguise (libpq, resolvers and curl wait so), with none a sleep.
     pub const POLL: u8 = 4;
     /// `futex`: address, operation, value in arguments 0, 1, 2.
     pub const FUTEX: u8 = 5;
@@ -105,6 +105,8 @@ pub mod sys {
     pub const CLONE: u8 = 17;
     /// `io_uring_enter`.
     pub const IO_URING: u8 = 18;
+    /// `select` family: argument 0 is the number of fds, with none of which it is a sleep.
+    pub const SELECT: u8 = 19;
     /// How large the table is; a larger system call number is `OTHER`.
     pub const TABLE_LEN: usize = 512;
     /// "Not in a system call" (user code preempted, page fault), in 16-bit fields.
@@ -247,7 +249,7 @@ pub const fn classify(b: &Blocked) -> u8 {
             fd::GPU => class::GPU,
             _ => class::OTHER,
         },
-        sys::POLL_MANY | sys::ACCEPT | sys::SIGNAL => class::IDLE,
+        sys::POLL_MANY | sys::SELECT | sys::ACCEPT | sys::SIGNAL => class::IDLE,
         sys::FUTEX => {
             if futex::is_lock(b.futex_op, b.futex_value) {
                 class::LOCK

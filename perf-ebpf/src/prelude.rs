@@ -5,8 +5,12 @@ use core::{
     intrinsics::{AtomicOrdering, atomic_xadd},
 };
 
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user};
 pub use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel, bpf_probe_read_user},
+    maps::HashMap,
+};
 use perf_ebpf_common::loss::Loss;
 
 pub(crate) use crate::globals::{offset, setting};
@@ -105,6 +109,22 @@ pub fn opaque(mut value: usize) -> usize {
 pub fn forgotten<T: Copy>(place: &T) -> T {
     // SAFETY: a reference is valid and aligned.
     unsafe { core::ptr::read_volatile(place) }
+}
+
+/// The element of a key, made as a copy of `empty` where there is none; where there is no room for it, that is
+/// counted as `full`. Where it is there, which is nearly always, it is looked up once.
+#[inline(always)]
+pub fn element<K, V>(map: &HashMap<K, V>, key: &K, empty: &V, full: Loss) -> Option<*mut V> {
+    if let Some(element) = map.get_ptr_mut(key) {
+        return Some(element);
+    }
+    // Another CPU may have made it meanwhile: that is an error here and a hit below.
+    let _ = map.insert(key, empty, BPF_NOEXIST as u64);
+    let element = map.get_ptr_mut(key);
+    if element.is_none() {
+        lose(full);
+    }
+    element
 }
 
 /// Counts a loss. Every early-out that loses something calls this.

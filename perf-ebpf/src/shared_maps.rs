@@ -7,7 +7,7 @@ use aya_ebpf::{
 use perf_ebpf_common::{
     loss::Loss,
     signals::{
-        control::Control,
+        control::{Control, FunctionRange},
         ledger::{TARGET_SLOTS, ThreadState, target_slot},
         record,
     },
@@ -88,6 +88,10 @@ pub static LOSS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Loss::COUNT as
 /// What user space changes while tracing.
 #[map(name = "control")]
 pub static CONTROL: Array<Control> = Array::with_max_entries(1, MMAPABLE);
+
+/// Where `__schedule` is, once user space has found it.
+#[map(name = "schedule_range")]
+pub static SCHEDULE: Array<FunctionRange> = Array::with_max_entries(1, MMAPABLE);
 
 /// Kind of each system call (`perf_ebpf_common::sys`), by number, for this architecture.
 #[map(name = "sys_kinds")]

@@ -91,7 +91,7 @@ impl Run {
     }
 
     /// Demands exit code 0, `hello` first, `bye` last with this reason, and between them ledgers,
-    /// which add up in every line, and their coverage.
+    /// which add up in every line, those of requests too, and their coverage.
     ///
     /// # Panics
     /// Where one of these does not hold.
@@ -112,6 +112,13 @@ impl Run {
             if let Err(e) = crate::truth::closes(line) {
                 panic!("{e:#}\nin {line}");
             }
+        }
+        for line in self.of_type("requests") {
+            line["requests"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .for_each(requests_close);
         }
         self
     }
@@ -293,6 +300,37 @@ impl Drop for Agent {
     }
 }
 
+/// Demands of a row of `requests` that the ledgers of its slowest requests, each by itself, and of all
+/// together sum to their latency within 1 % and 50 µs a request.
+fn requests_close(row: &Value) {
+    let close = |ledger: &Value, requests: u64| {
+        let ns = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("{value} in {row}"));
+        let classes = ledger["classes"].as_object().into_iter().flatten();
+        let sum: u64 = classes.map(|(_, time)| ns(time)).sum();
+        let latency = ns(&ledger["latency_ns"]);
+        assert!(
+            sum.abs_diff(latency) <= latency / 100 + 50_000 * requests,
+            "{sum} ns of {latency} ns in {ledger} of {row}"
+        );
+    };
+    close(&row["ledger"], row["attributed"].as_u64().unwrap_or(0));
+    let slowest = row["slowest"].as_array().into_iter().flatten();
+    for ledger in slowest.filter_map(|request| request.get("ledger")) {
+        close(ledger, 1);
+    }
+}
+
+/// Value of a figure in the evidence of a finding.
+///
+/// # Panics
+/// Where it has none of that name.
+pub fn figure(finding: &Value, name: &str) -> f64 {
+    let mut figures = finding["evidence"].as_array().into_iter().flatten();
+    let figure = figures.find(|figure| figure["name"] == name);
+    let value = figure.and_then(|figure| figure["value"].as_f64());
+    value.unwrap_or_else(|| panic!("no {name} in {finding}"))
+}
+
 /// Runs the agent to its end.
 pub fn run<I: IntoIterator<Item = S>, S: Into<String>>(arguments: I, patience: Duration) -> Run {
     Agent::start(arguments).finish(patience)
@@ -315,15 +353,23 @@ pub fn trace_during(pid: u32, command: Command) -> Run {
 /// # Panics
 /// Where the agent cannot be started or does not end.
 pub fn trace_command(command: &Command) -> Run {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let arguments = command.get_args().map(|a| a.to_string_lossy().into_owned());
-    let mut words: Vec<String> = ["trace", "--interval", "100s", "--"]
-        .map(str::to_owned)
-        .to_vec();
-    words.push(program);
-    words.extend(arguments);
+    trace_command_with(&["trace"], command)
+}
+
+/// As [`trace_command`], with options behind the subcommand.
+///
+/// # Panics
+/// As [`trace_command`].
+pub fn trace_command_with(options: &[&str], command: &Command) -> Run {
+    let mut words: Vec<String> = options.iter().map(|&word| word.to_owned()).collect();
+    words.extend(["--interval", "100s", "--"].map(str::to_owned));
+    words.push(command.get_program().to_string_lossy().into_owned());
+    words.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
     let mut agent = Command::new(binary());
     agent.args(&words);
+    for (name, value) in command.get_envs() {
+        agent.env(name, value.unwrap_or_default());
+    }
     if let Some(directory) = command.get_current_dir() {
         agent.current_dir(directory);
     }

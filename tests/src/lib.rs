@@ -11,6 +11,8 @@ pub mod capture;
 #[cfg(feature = "harness")]
 pub mod gallery;
 #[cfg(feature = "harness")]
+pub mod http_client;
+#[cfg(feature = "harness")]
 pub mod proxy;
 #[cfg(feature = "harness")]
 pub mod relay;

@@ -16,10 +16,14 @@ use crate::PATIENCE;
 
 mod grpc;
 mod kafka;
+mod mariadb;
+mod memcached;
 mod nginx;
 
 pub use grpc::{Calls, GrpcServer};
 pub use kafka::{kafka, kafka_client};
+pub use mariadb::Mariadb;
+pub use memcached::{memcached, memcached_load};
 pub use nginx::{Logged, Nginx};
 
 /// A server or a load, ended when dropped.
@@ -44,9 +48,13 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if self.runs() {
-            // SAFETY: a child that has not been waited for, so the id is still its own. SIGINT is
-            // a fast shutdown for PostgreSQL, and ends Redis and the loads.
-            unsafe { libc::kill(self.child.id() as i32, libc::SIGINT) };
+            // A fast shutdown for PostgreSQL, and ends Redis and the loads. MariaDB does not listen to it.
+            let signal = match self.name {
+                "mariadbd" => libc::SIGTERM,
+                _ => libc::SIGINT,
+            };
+            // SAFETY: a child that has not been waited for, so the id is still its own.
+            unsafe { libc::kill(self.child.id() as i32, signal) };
         }
         let deadline = Instant::now() + PATIENCE;
         while self.runs() && Instant::now() < deadline {
@@ -160,90 +168,6 @@ fn redis_info(port: u16) -> String {
         .unwrap_or_else(|e| panic!("{command:?}: {e}"));
     assert!(output.status.success(), "{command:?}: {output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// A memcached server, and its port.
-pub fn memcached() -> (Running, u16) {
-    let port = free_port();
-    let mut command = Command::new("memcached");
-    command.args(["-l", "127.0.0.1", "-u", "nobody", "-p", &port.to_string()]);
-    let server = spawn(command, "memcached", None);
-    until("memcached", || {
-        TcpStream::connect(("127.0.0.1", port)).is_ok()
-    });
-    (server, port)
-}
-
-/// A MariaDB server with a log of every command, and the log.
-pub struct Mariadb {
-    pub server: Running,
-    directory: PathBuf,
-    port: u16,
-}
-
-impl Mariadb {
-    /// Makes the database and starts it. It refuses root unless told.
-    pub fn start() -> Self {
-        let (directory, port) = (directory(), free_port());
-        let path = directory.path().to_owned();
-        let data = format!("--datadir={}", path.join("data").display());
-        let mut install = Command::new("mariadb-install-db");
-        install.args(["--no-defaults", "--user=root", "--skip-test-db", &data]);
-        install.arg("--auth-root-authentication-method=normal");
-        must(&mut install);
-        let mut command = Command::new("mariadbd");
-        command.args(["--no-defaults", "--user=root", "--bind-address=127.0.0.1"]);
-        command.args([&data, &format!("--port={port}"), "--general-log=1"]);
-        certificate(&mut Command::new("openssl"), &path);
-        for (option, file) in [
-            ("socket", "socket"),
-            ("general-log-file", "general.log"),
-            ("pid-file", "pid"),
-            ("ssl-key", "server.key"),
-            ("ssl-cert", "server.crt"),
-        ] {
-            command.arg(format!("--{option}={}", path.join(file).display()));
-        }
-        let server = spawn(command, "mariadbd", Some(directory));
-        let mariadb = Mariadb {
-            server,
-            directory: path,
-            port,
-        };
-        until("mariadbd", || {
-            let mut probe = mariadb.client("mariadb");
-            probe.args(["-e", "SELECT 1"]).stderr(Stdio::null());
-            probe.stdout(Stdio::null());
-            probe.status().is_ok_and(|status| status.success())
-        });
-        mariadb
-    }
-
-    /// A client program, over TCP and in the clear.
-    pub fn client(&self, program: &str) -> Command {
-        self.client_with(program, "--skip-ssl")
-    }
-
-    /// A client program, over TCP and in TLS.
-    pub fn client_over_tls(&self, program: &str) -> Command {
-        self.client_with(program, "--ssl")
-    }
-
-    fn client_with(&self, program: &str, ssl: &str) -> Command {
-        let mut command = Command::new(program);
-        command.args(["--no-defaults", "--protocol=tcp", "-h", "127.0.0.1"]);
-        command.args(["-u", "root", "-P", &self.port.to_string(), ssl]);
-        command
-    }
-
-    /// How many commands of a kind (`Query`, `Execute`) the server logged whose text begins so.
-    pub fn logged(&self, kind: &str, text: &str) -> u64 {
-        let log = std::fs::read(self.directory.join("general.log"));
-        let log = log.unwrap_or_else(|e| panic!("the general log: {e}"));
-        let log = String::from_utf8_lossy(&log);
-        let wanted = format!("{kind}\t{text}");
-        log.lines().filter(|line| line.contains(&wanted)).count() as u64
-    }
 }
 
 /// Starts a load, which ends when dropped.

@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use perf_agent_tests::agent::{Agent, Run, trace_command, trace_during};
+use perf_agent_tests::agent::{Agent, Run, figure, trace_command, trace_during};
 use perf_agent_tests::servers::{self, Postgres};
 use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
@@ -38,14 +38,6 @@ fn first(run: &Run, category: &str) -> Value {
         run.text
     );
     finding
-}
-
-fn figure(finding: &Value, name: &str) -> f64 {
-    let figures = finding["evidence"].as_array().unwrap();
-    let figure = figures.iter().find(|figure| figure["name"] == name);
-    figure.unwrap_or_else(|| panic!("no {name} in {finding}"))["value"]
-        .as_f64()
-        .unwrap()
 }
 
 /// What a rate per second of wall time comes to in the finding's window.

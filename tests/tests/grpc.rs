@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use perf_agent_tests::agent::{Agent, Run};
+use perf_agent_tests::agent::{self, Agent, Run};
 use perf_agent_tests::servers::{Calls, GrpcServer};
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
@@ -65,16 +65,7 @@ fn end(agent: Agent) -> Run {
 
 /// Traces a command from its first instruction, in one window.
 fn trace_command(command: &Command) -> Run {
-    let mut words: Vec<String> = OPTIONS.map(str::to_owned).to_vec();
-    words.extend(["--interval", "100s", "--"].map(str::to_owned));
-    words.push(command.get_program().to_string_lossy().into_owned());
-    words.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
-    let mut agent = Command::new(perf_agent_tests::agent::binary());
-    agent.args(&words);
-    for (name, value) in command.get_envs() {
-        agent.env(name, value.unwrap_or_default());
-    }
-    let run = Agent::start_command(agent, words).finish(4 * PATIENCE);
+    let run = agent::trace_command_with(&OPTIONS, command);
     run.ended_well("target_exit").lost_nothing();
     run
 }

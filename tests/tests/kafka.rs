@@ -1,9 +1,8 @@
 //! Kafka between a real broker and a real client: requests by API as the client counts them.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 
-use perf_agent_tests::agent::{Agent, Run};
+use perf_agent_tests::agent::{self, Agent, Run};
 use perf_agent_tests::servers;
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
@@ -51,7 +50,13 @@ fn requests_of_a_client_are_counted_by_api_as_it_counts_them_on_both_sides() {
             agent.interrupt();
             (agent.finish(PATIENCE), output.stdout)
         } else {
-            traced_from_its_start(&client)
+            // What it prints comes on the agent's standard error: the output has lines alone.
+            let run = agent::trace_command_with(&["trace", "--stacks", "off"], &client);
+            run.ended_well("target_exit");
+            let own = run.errors.lines().find(|line| line.starts_with('{'));
+            let own = own.unwrap_or_else(|| panic!("no counts: {}", run.errors));
+            let own = own.as_bytes().to_vec();
+            (run, own)
         };
         run.lost_nothing();
         let own: Value = serde_json::from_slice(&output).unwrap();
@@ -71,24 +76,4 @@ fn requests_of_a_client_are_counted_by_api_as_it_counts_them_on_both_sides() {
             .collect();
         assert_eq!(anomalies(&run), expected, "{role}: {}", run.text);
     }
-}
-
-/// The client as the agent's command, with what it printed: the agent's standard output has lines alone.
-fn traced_from_its_start(client: &Command) -> (Run, Vec<u8>) {
-    let mut words: Vec<String> = ["trace", "--stacks", "off", "--interval", "100s", "--"]
-        .map(str::to_owned)
-        .to_vec();
-    words.push(client.get_program().to_string_lossy().into_owned());
-    words.extend(client.get_args().map(|a| a.to_string_lossy().into_owned()));
-    let mut agent = Command::new(perf_agent_tests::agent::binary());
-    agent.args(&words);
-    for (name, value) in client.get_envs() {
-        agent.env(name, value.unwrap_or_default());
-    }
-    let run = Agent::start_command(agent, words).finish(4 * PATIENCE);
-    run.ended_well("target_exit");
-    let own = run.errors.lines().find(|line| line.starts_with('{'));
-    let own = own.unwrap_or_else(|| panic!("no counts: {}", run.errors));
-    let own = own.as_bytes().to_vec();
-    (run, own)
 }

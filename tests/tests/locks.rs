@@ -2,9 +2,10 @@
 //! all of it by its own clock.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use perf_agent_tests::agent::{Agent, Run};
-use perf_agent_tests::traced::{Traced, disk_directory, program};
+use perf_agent_tests::traced::{self, Traced, disk_directory, program};
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
 
@@ -89,12 +90,14 @@ fn source(lock: &str) -> &'static str {
     match lock {
         "pi" => "pi_word",
         "read" | "write" => "rwlock_word",
-        "rust" => "waker",
+        "rust" | "reader" | "shared" => "waker",
         _ => "mutex_word",
     }
 }
 
-fn trace_held_locks() -> (Run, Vec<Value>) {
+/// The trace, what the program measured, and what a hypervisor took meanwhile.
+fn trace_held_locks() -> (Run, Vec<Value>, Duration) {
+    let stolen = traced::stolen();
     let mut workload = Traced::workload(&["held-locks", "--hold"]);
     let pid = workload.pid().to_string();
     let agent = Agent::start(["trace", "-p", &pid].into_iter().chain(WINDOW));
@@ -104,7 +107,8 @@ fn trace_held_locks() -> (Run, Vec<Value>) {
     workload.go();
     let run = agent.finish(PATIENCE);
     run.ended_well("target_exit").lost_nothing();
-    (run, done.as_array().unwrap().clone())
+    let stolen = traced::stolen() - stolen;
+    (run, done.as_array().unwrap().clone(), stolen)
 }
 
 /// What a sum may be short of the truth: a hundredth, and 200 µs for each hold.
@@ -113,15 +117,22 @@ fn slack(truth_ns: u64, holds: u64) -> u64 {
 }
 
 /// What the holder did, against its own clock. It measured from when it saw the other blocked, which is
-/// up to `before_ns` later than the hold began.
-fn did_what_it_measured(what: &str, holder: &Holder, row: &Value, before_ns: u64) {
+/// up to `before_ns` later than the hold began. What a hypervisor took from it is CPU time to the ledger, and
+/// part of the wait to its own clock: 7 ms of 161 once.
+fn did_what_it_measured(
+    what: &str,
+    holder: &Holder,
+    row: &Value,
+    before_ns: u64,
+    stolen: Duration,
+) {
     let class = row["class"].as_str().unwrap();
     let (held, cpu) = (number(row, "held_ns"), number(row, "cpu_ns"));
     let (got, want) = match class {
         "cpu" => (holder.in_class("cpu"), cpu),
         class => (holder.in_class(class) + holder.in_class("runq"), held - cpu),
     };
-    let slack = slack(held, holder.holds);
+    let slack = slack(held, holder.holds) + stolen.as_nanos() as u64;
     let unknown = holder.in_class("unknown");
     let what = format!("{what}: {want} ns by its own clock, {:?}", holder.meanwhile);
     assert!(got + unknown + slack >= want, "{what}");
@@ -139,7 +150,7 @@ fn did_what_it_measured(what: &str, holder: &Holder, row: &Value, before_ns: u64
 #[test]
 fn holders_hold_times_and_what_they_did_are_what_the_program_measured() {
     let _alone = alone();
-    let (run, truth) = trace_held_locks();
+    let (run, truth, stolen) = trace_held_locks();
     for row in truth.iter().filter(|row| row["function"].is_string()) {
         let (lock, class) = (
             row["lock"].as_str().unwrap(),
@@ -164,10 +175,13 @@ fn holders_hold_times_and_what_they_did_are_what_the_program_measured() {
             holder.hold_ns
         );
         let unknown = holder.in_class("unknown");
-        // Who had a lock of Rust's first was known when it let go.
-        let most = if lock == "rust" { held / 2 } else { held / 100 };
+        // Who had a lock first that does not name its owner was known when it let go.
+        let most = match source(lock) {
+            "waker" => held / 2,
+            _ => held / 100,
+        };
         assert!(unknown <= most, "{what}: {:?}", holder.meanwhile);
-        did_what_it_measured(&what, &holder, row, holder.hold_ns - held);
+        did_what_it_measured(&what, &holder, row, holder.hold_ns - held, stolen);
         let released = holder
             .released
             .iter()
@@ -179,7 +193,7 @@ fn holders_hold_times_and_what_they_did_are_what_the_program_measured() {
 #[test]
 fn threads_that_hand_a_lock_on_have_each_its_own_time() {
     let _alone = alone();
-    let (run, truth) = trace_held_locks();
+    let (run, truth, _) = trace_held_locks();
     for row in truth.iter().filter(|row| row["class"] == "convoy") {
         let holders = holders(&run, row);
         let holder = holders
@@ -206,7 +220,7 @@ fn threads_that_hand_a_lock_on_have_each_its_own_time() {
 #[test]
 fn of_a_condition_nobody_is_said_to_be_the_holder_but_who_notified() {
     let _alone = alone();
-    let (run, truth) = trace_held_locks();
+    let (run, truth, _) = trace_held_locks();
     let row = truth.iter().find(|row| row["class"] == "condition");
     let row = row.unwrap_or_else(|| panic!("no condition in {truth:?}"));
     let holders = holders(&run, row);

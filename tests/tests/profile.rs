@@ -175,8 +175,69 @@ fn a_recording_gives_every_format_to_the_byte_and_the_ledger_to_the_nanosecond()
     let sum: u64 = weights.iter().map(|w| w.as_u64().unwrap()).sum();
     assert_eq!(sum, ledger.values().sum::<u64>());
 
-    assert_eq!(first[1][..2], [0x1f, 0x8b], "gzip");
+    let below: u64 = times_in(&text, SHARED).sum();
+    assert!(below > 0, "{text}");
+    pprof_says(&directory.path().join("pprof"), below);
     let svg = String::from_utf8(first[3].clone()).unwrap();
-    assert!(svg.contains("update_shared_account ("), "{svg}");
     assert!(svg.contains("<title>[lock] ("), "{svg}");
+    let share = below as f64 / sum as f64;
+    a_browser_finds(&directory.path().join("flamegraph"), share);
+}
+
+/// What the threads of `lockfight` fight in.
+const SHARED: &str = "update_shared_account";
+
+/// Times of the stacks that a function is in.
+fn times_in<'a>(text: &'a str, function: &'a str) -> impl Iterator<Item = u64> + 'a {
+    let has = move |functions: &[&str]| functions.iter().any(|f| f.contains(function));
+    let lines = folded(text).into_iter();
+    lines.filter(move |(_, f, _)| has(f)).map(|(.., ns)| ns)
+}
+
+/// Demands of pprof itself (Go's) that it gives the function this much time.
+fn pprof_says(file: &Path, ns: u64) {
+    let mut go = Command::new("go");
+    let options = ["-top", "-cum", "-unit=ns", "-sample_index=time"];
+    go.args(["tool", "pprof", "-nodecount=1000000"])
+        .args(options);
+    let output = go.arg(file).env("HOME", "/nonexistent").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = text(&output);
+    let line = text.lines().find(|line| line.contains(SHARED));
+    let line = line.unwrap_or_else(|| panic!("no {SHARED} in\n{text}"));
+    // flat, its share, running sum, cum, its share, name
+    let cum = line.split_whitespace().nth(3).unwrap().strip_suffix("ns");
+    let cum: f64 = cum.unwrap_or_else(|| panic!("{line}")).parse().unwrap();
+    assert!(
+        (cum - ns as f64).abs() <= 1.0 + ns as f64 / 1e6,
+        "{line}: {ns} ns"
+    );
+}
+
+/// Opens a flame graph in a browser that has no window, with a search for the function: it says how much
+/// of the width it matched, which is the function's share.
+fn a_browser_finds(file: &Path, share: f64) {
+    let directory = tempfile::tempdir().unwrap();
+    let svg = directory.path().join("flame.svg");
+    fs::copy(file, &svg).unwrap();
+    let mut browser = Command::new("chromium");
+    browser.args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]);
+    browser.arg(format!(
+        "--user-data-dir={}",
+        directory.path().join("user").display()
+    ));
+    browser.arg(format!("file://{}?s={SHARED}", svg.display()));
+    let output = browser.env("HOME", directory.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let page = text(&output);
+    // Behind the script, which has the words too.
+    let matched = page
+        .rsplit_once("Matched: ")
+        .and_then(|(_, rest)| rest.split_once('%'));
+    let (percent, _) = matched.unwrap_or_else(|| panic!("nothing is matched in {page}"));
+    let percent: f64 = percent.parse().unwrap();
+    assert!(
+        (percent - 100.0 * share).abs() < 0.2,
+        "{percent} % and {share}"
+    );
 }

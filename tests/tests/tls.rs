@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use perf_agent_tests::agent::{Agent, Run};
+use perf_agent_tests::agent::{self, Agent, Run};
 use perf_agent_tests::relay::Relay;
 use perf_agent_tests::servers::{self, GrpcServer, Mariadb, Nginx, Postgres};
 use perf_agent_tests::traced::Traced;
@@ -15,20 +15,7 @@ const SELECT: &str =
 
 /// Traces a command from its first instruction, in one window.
 fn trace_command(command: &Command) -> Run {
-    let mut words: Vec<String> = ["trace", "--tls", "on", "--interval", "100s", "--"]
-        .map(str::to_owned)
-        .to_vec();
-    words.push(command.get_program().to_string_lossy().into_owned());
-    words.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
-    let mut agent = Command::new(perf_agent_tests::agent::binary());
-    agent.args(&words);
-    for (name, value) in command.get_envs() {
-        agent.env(name, value.unwrap_or_default());
-    }
-    if let Some(directory) = command.get_current_dir() {
-        agent.current_dir(directory);
-    }
-    Agent::start_command(agent, words).finish(4 * PATIENCE)
+    agent::trace_command_with(&["trace", "--tls", "on"], command)
 }
 
 fn rows<'a>(run: &'a Run, kind: &'a str, field: &'a str) -> impl Iterator<Item = &'a Value> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use perf_agent_tests::agent::{self, Agent, Run};
-use perf_agent_tests::servers::{self, Postgres};
+use perf_agent_tests::servers::{self, Mariadb, Nginx, Postgres};
 use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
@@ -172,6 +172,15 @@ fn c_linked_statically_at_a_fixed_address() {
     chain_is_whole(&trace(&built, &[]), &PLAIN);
 }
 
+/// Its own functions are in `.debug_frame` alone; `.eh_frame` has those of the C library's start code.
+#[test]
+fn c_with_nothing_but_debug_information() {
+    let _alone = alone();
+    let flags = ["-O2", WITHOUT, "-g", "-fno-asynchronous-unwind-tables"];
+    let built = build("gcc", "chain.c", &flags);
+    chain_is_whole(&trace(&built, &[]), &PLAIN);
+}
+
 #[test]
 fn c_below_a_signal_handler() {
     let _alone = alone();
@@ -224,7 +233,8 @@ fn rust_that_aborts_on_panic() {
 }
 
 /// Calls that only a return address tells apart are told apart in each block, remembered or not:
-/// each was blocked as often as the program counts.
+/// each was blocked as often as the program counts. A tracer that comes and goes meanwhile changes
+/// nothing that is remembered.
 #[test]
 fn calls_of_one_function_are_told_apart() {
     let _alone = alone();
@@ -233,6 +243,8 @@ fn calls_of_one_function_are_told_apart() {
     let agent = Agent::start(["trace", "-p", &program.pid().to_string()]);
     agent.attached();
     program.go();
+    let pid = program.pid().to_string();
+    agent::run(["trace", "-p", &pid, "--duration", "1s"], PATIENCE).ended_well("duration");
     let done = program.done(PATIENCE);
     program.go();
     let run = agent.finish(PATIENCE);
@@ -253,6 +265,11 @@ fn calls_of_one_function_are_told_apart() {
     assert_eq!(serde_json::json!(blocks), done);
     let memo = |field: &str| run.sum("coverage", &format!("/stack_memo/{field}"));
     assert!(
+        memo("checked") > 0 && memo("mismatched") == 0,
+        "{}",
+        run.text
+    );
+    assert!(
         memo("hits") > 4 * memo("walks"),
         "the memo was not put to the test: {} hits, {} walks",
         memo("hits"),
@@ -263,10 +280,10 @@ fn calls_of_one_function_are_told_apart() {
 /// Traces a server in the middle of its work: fewer than 1 % of its walks fail, and fewer than
 /// 0.5 % of the remembered stacks that were checked were wrong.
 fn server_is_walked(pid: u32) -> Run {
-    let run = agent::run(
-        ["trace", "-p", &pid.to_string(), "--duration", "6s"],
-        PATIENCE,
-    );
+    let pid = pid.to_string();
+    // What these servers send in a second is more than is read of sockets in one.
+    let arguments = ["trace", "-p", &pid, "--duration", "6s", "--sockets", "off"];
+    let run = agent::run(arguments, PATIENCE);
     run.ended_well("duration").lost_nothing();
     walks_are_whole(&run, &["complete"], 10);
     let memo = |field: &str| run.sum("coverage", &format!("/stack_memo/{field}"));
@@ -315,4 +332,93 @@ fn python_is_walked_to_its_main() {
     let (mut server, _directory) = servers::python();
     let _run = server_is_walked(server.pid());
     assert!(server.runs());
+}
+
+#[test]
+fn nginx_is_walked_to_its_main() {
+    let _alone = alone();
+    let mut nginx = Nginx::start();
+    let _loads = [
+        nginx.load(&format!("http://127.0.0.1:{}/small", nginx.http)),
+        nginx.load(&format!("https://127.0.0.1:{}/small", nginx.https)),
+    ];
+    let _run = server_is_walked(nginx.server.pid());
+    assert!(nginx.server.runs());
+}
+
+#[test]
+fn mariadb_is_walked_to_its_threads_beginning() {
+    let _alone = alone();
+    let mut mariadb = Mariadb::start();
+    let _load = mariadb.load();
+    let _run = server_is_walked(mariadb.server.pid());
+    assert!(mariadb.server.runs());
+}
+
+#[test]
+fn memcached_is_walked_to_its_threads_beginning() {
+    let _alone = alone();
+    let (mut server, port) = servers::memcached();
+    let _load = servers::memcached_load(port);
+    let _run = server_is_walked(server.pid());
+    assert!(server.runs());
+}
+
+#[test]
+fn a_rust_program_is_walked_to_its_threads_beginning() {
+    let _alone = alone();
+    let mut program = Traced::workload(&["lockfight", "--seconds", "30"]);
+    program.go();
+    let _run = server_is_walked(program.pid());
+}
+
+/// Go's functions have frame pointers and no unwind information that is read (their `.debug_frame` is
+/// compressed). A stack ends where the runtime goes to the thread's own: what a goroutine waits for, no
+/// thread waits for.
+#[test]
+fn a_go_program_is_walked_to_the_beginning_of_its_stacks() {
+    let _alone = alone();
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("chain");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/chain/chain.go");
+    let mut go = Command::new("go");
+    go.args(["build", "-o"]).arg(&program).arg(source);
+    go.env("GOCACHE", directory.path().join("cache"));
+    go.env("GO111MODULE", "off");
+    servers::to_end(go);
+    let mut chain = Traced::start(Command::new(&program), "chain");
+    chain.go();
+    let run = server_is_walked(chain.pid());
+    let sites: Vec<&Value> = run
+        .of_type("profile")
+        .flat_map(|line| line["sites"].as_array().unwrap())
+        .collect();
+    let count = |sites: &mut dyn Iterator<Item = &&Value>| -> u64 {
+        sites.map(|site| site["count"].as_u64().unwrap()).sum()
+    };
+    // On the CPU it is in the chain, but for what the runtime does itself. `compute` has no frame, and so
+    // no frame pointer of its own: `leaf`, which calls it, is not there.
+    let chain = Expected {
+        chain: &["main.inner", "main.middle", "main.outer", "main.main"],
+        ..PLAIN
+    };
+    let on_cpu = |site: &&&Value| site["class"] == "cpu.user";
+    let (all, good) = (
+        count(&mut sites.iter().filter(on_cpu)),
+        count(&mut sites.iter().filter(on_cpu).filter(|site| chain.is_in(site))),
+    );
+    assert!(all >= 100 && good * 100 >= all * 90, "{good} of {all}");
+    // Threads wait for work, in the runtime's scheduler, and none for the mutex.
+    let blocked: Vec<&&Value> = sites
+        .iter()
+        .filter(|site| site["syscall"] == "futex")
+        .collect();
+    assert!(!blocked.is_empty(), "{}", run.text);
+    for site in blocked {
+        assert_eq!(names(site).first(), Some(&"runtime.futex"), "{site}");
+        assert!(
+            !names(site).iter().any(|name| name.contains("sync.")),
+            "{site}"
+        );
+    }
 }

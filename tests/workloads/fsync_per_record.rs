@@ -22,7 +22,7 @@ pub const ROW: Row = Row {
 
 const EVERY: Duration = Duration::from_millis(100);
 const RECORDS: usize = 400;
-const RECORD: [u8; 4096] = [3; 4096];
+const RECORD: [u8; 512] = [3; 512];
 
 fn run(job: &Job) -> io::Result<()> {
     let path = Path::new(job.argument(0)?).join("journal");

@@ -3,6 +3,7 @@ after each answer they wait until that thread gives the interpreter's lock up. T
 a process of its own."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
@@ -32,7 +33,9 @@ def hire():
 
 
 def compute_statistics(times, over):
-    while not over.wait(STATISTICS_EVERY - STATISTICS):
+    # The process of its own ends with the program, which may be killed.
+    parent = os.getppid()
+    while os.getppid() == parent and not over.wait(STATISTICS_EVERY - STATISTICS):
         for _ in range(times):
             compute()
 

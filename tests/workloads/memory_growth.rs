@@ -11,7 +11,8 @@ pub const ROW: Row = Row {
     name: "memory growth",
     unit: "session",
     category: "memory_growth",
-    about: "touched first in `perf_agent_tests::rows::memory_growth::keep_session`",
+    // Without its path: the compiler may make one function of it and its like in another workload.
+    about: "::keep_session`",
     delegate: ENGINEER,
     worth: Worth::Memory,
     realtime: true,

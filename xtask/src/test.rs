@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What the tests run beside the agent. Those of the kernel matrix are named there.
-const PACKAGES: [Package; 22] = [
+const PACKAGES: [Package; 25] = [
     Package {
         name: "gcc",
         purpose: "links the tests and compiles their C workloads",
@@ -98,6 +98,18 @@ const PACKAGES: [Package; 22] = [
     Package {
         name: "nftables",
         purpose: "loses them",
+    },
+    Package {
+        name: "linux-perf",
+        purpose: "an independent unwinder",
+    },
+    Package {
+        name: "golang-go",
+        purpose: "compiles a workload in Go, and has pprof",
+    },
+    Package {
+        name: "chromium",
+        purpose: "opens a flame graph",
     },
     Package {
         name: "strace",

@@ -78,7 +78,11 @@ impl Sockets {
         self.connections.clear();
         let rest: Vec<RequestRow> = self.requests.drain(..).map(|r| r.row).collect();
         cover_requests(&mut self.request_coverage, &rest);
-        coverage.requests = std::mem::take(&mut self.request_coverage);
+        coverage.requests = RequestCoverage {
+            calls: traffic.calls,
+            calls_elsewhere: traffic.calls_elsewhere,
+            ..std::mem::take(&mut self.request_coverage)
+        };
     }
 }
 

@@ -343,17 +343,18 @@ impl Connections {
         let Gathered {
             statements,
             requests,
-            ..
+            traffic,
         } = &mut self.gathered;
-        let requests = requests
-            .routes
-            .window(statements.served(), &self.output, peer);
+        let served = statements.served();
+        let asked = requests.asked_by(&served);
+        (traffic.calls, traffic.calls_elsewhere) = (asked.all, asked.elsewhere);
+        let requests = requests.routes.window(served, &self.output, peer);
         let statements = statements.window(&self.output, peer);
         WindowFacts {
             connections: rows,
             statements,
             requests,
-            traffic: std::mem::take(&mut self.gathered.traffic),
+            traffic: std::mem::take(traffic),
         }
     }
 

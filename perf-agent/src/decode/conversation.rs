@@ -218,22 +218,23 @@ impl Conversation {
                     self.held.push((at_ns, bytes.to_vec()));
                     return;
                 }
+                let before = (output.exchanges.len(), output.anomalies.len());
                 decoder.bytes(direction, at_ns, bytes, output);
                 if !answer && !self.held.is_empty() {
                     for (at_ns, bytes) in std::mem::take(&mut self.held) {
                         decoder.bytes(Direction::Response, at_ns, &bytes, output);
                     }
                 }
-                self.judge(output);
+                self.judge(before, output);
             }
         }
     }
 
-    /// Gives up a protocol that makes no sense of the bytes.
-    fn judge(&mut self, output: &Output) {
-        self.answered += output.exchanges.len() as u64;
-        self.malformed += output
-            .anomalies
+    /// Gives up a protocol that makes no sense of the bytes. What was in the output `before` a piece
+    /// (exchanges and anomalies) is not of it.
+    fn judge(&mut self, (exchanges, anomalies): (usize, usize), output: &Output) {
+        self.answered += (output.exchanges.len() - exchanges) as u64;
+        self.malformed += output.anomalies[anomalies..]
             .iter()
             .filter(|(what, _)| *what == Anomaly::Malformed)
             .map(|(_, n)| n)
@@ -397,6 +398,31 @@ mod tests {
         (output.exchanges.len(), output.anomalies)
     }
 
+    /// Takes pieces of one thread, whether it is sent and its bytes, from the one at `joined_at` on.
+    fn takes<'a>(
+        conversation: &mut Conversation,
+        pieces: impl Iterator<Item = (bool, &'a [u8])>,
+        joined_at: usize,
+        output: &mut Output,
+    ) {
+        let mut positions = [0; 2];
+        for (at_ns, (sent, bytes)) in pieces.enumerate().skip(joined_at) {
+            let way = usize::from(sent);
+            let piece = Captured {
+                sent,
+                at_ns: at_ns as u64,
+                tid: 1,
+                position: positions[way],
+                other_position: positions[1 - way],
+                bytes: bytes.len() as u64,
+                head: bytes,
+                tail: &[],
+            };
+            positions[way] += piece.bytes;
+            conversation.take(&piece, output);
+        }
+    }
+
     #[test]
     fn a_protocol_is_recognised_where_lengths_are_read_apart_from_the_rest() {
         const REQUEST: &[u8] = b"\0\0\0\x0d\0\x12\0\0\0\0\0\x01\0\x03abc";
@@ -409,28 +435,35 @@ mod tests {
                 (false, &REQUEST[4..]),
                 (true, ANSWER),
             ];
-            let mut positions = [0; 2];
-            for (at_ns, (sent, bytes)) in pieces.into_iter().enumerate() {
-                let way = usize::from(sent);
-                let piece = Captured {
-                    sent,
-                    at_ns: at_ns as u64,
-                    tid: 1,
-                    position: positions[way],
-                    other_position: positions[1 - way],
-                    bytes: bytes.len() as u64,
-                    head: bytes,
-                    tail: &[],
-                };
-                positions[way] += piece.bytes;
-                conversation.take(&piece, &mut output);
-            }
+            takes(&mut conversation, pieces.into_iter(), 0, &mut output);
             assert_eq!(conversation.protocol(), Some(Protocol::Kafka));
             assert_eq!(output.anomalies, []);
             let [exchange] = &output.exchanges[..] else {
                 panic!("{:?}", output.exchanges);
             };
             assert_eq!(output.text_of(exchange.text), "ApiVersions");
+        }
+    }
+
+    #[test]
+    fn a_client_that_writes_in_small_pieces_may_be_joined_in_the_middle_of_one() {
+        const REQUEST: [&str; 5] = ["*2\r\n$3\r\nGET\r\n$", "8", "\r\n", "cart:755", "\r\n"];
+        const ANSWER: &str = "$12\r\napples:3;tea\r\n";
+        for joined_at in 0..6 {
+            let mut conversation = Conversation::new(true, Joined::Late);
+            let mut output = Output::new(Options::default());
+            let exchange = REQUEST.map(|piece| (true, piece.as_bytes()));
+            let exchange = exchange.into_iter().chain([(false, ANSWER.as_bytes())]);
+            takes(
+                &mut conversation,
+                exchange.cycle().take(60),
+                joined_at,
+                &mut output,
+            );
+            assert_eq!(conversation.protocol(), Some(Protocol::Redis));
+            // The first may be lost with its beginning, and no other.
+            let whole = output.exchanges.len();
+            assert!(whole >= 9, "joined at {joined_at}: {whole} of 10");
         }
     }
 

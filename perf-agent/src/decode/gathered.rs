@@ -28,10 +28,10 @@ impl Gathered {
         let protocol = conversation.protocol();
         let exchanges = &output.exchanges;
         if conversation.is_client() {
-            if let (Some(protocol), false) = (protocol, exchanges.is_empty())
-                && conversation.is_one_threads()
-            {
-                self.requests.called(piece.tid, (protocol, peer), exchanges);
+            if let (Some(protocol), false) = (protocol, exchanges.is_empty()) {
+                let (thread, alone) = ((piece.tid, piece.tgid), conversation.is_one_threads());
+                let peer = (protocol, peer);
+                self.requests.called(thread, alone, peer, exchanges);
             }
             return;
         }

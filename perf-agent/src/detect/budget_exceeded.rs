@@ -59,6 +59,9 @@ pub const EXPLAIN: Explain = Explain {
         ("budget", "what it was given"),
         ("times_the_budget", "the first by the second"),
     ],
+    bound: "the CPU time over the budget; none for memory, which is worth something else \
+               than time.",
+    confidence: "0.9: both are measured.",
     next: "For CPU time see `profile` and the functions named here; for memory, what grows with time or \
            load. If the budget is too small for what the program has to do, raise it.",
 };

@@ -46,6 +46,9 @@ pub const EXPLAIN: Explain = Explain {
             "time of the statements asked as often as look-ups find nothing, a second: to get the values elsewhere, and to keep them",
         ),
     ],
+    bound: "the time of the look-ups in vain and, at a client, of the statements that were \
+               asked about as often.",
+    confidence: "0.6: it may be used as something else than a cache.",
     next: "Compare the keys asked for (`statements`, with hits and misses of each) with those that are set, and with expiry and eviction on the server. Where nothing is to be found on purpose (locks, sets of what was seen), leave the rule out or set its threshold.",
 };
 

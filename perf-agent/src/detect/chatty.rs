@@ -65,6 +65,11 @@ pub const EXPLAIN: Explain = Explain {
             "the way alone: the least time a connection took to be made, or data to be acknowledged",
         ),
     ],
+    bound: "where requests are served, all round trips but one for each; else the way \
+               there and back, once for each.",
+    confidence: "0.7 where requests are served, 0.75 where the way is the larger part and was \
+               measured, 0.5 where it follows from acknowledgements alone: which round trips \
+               depend on the answer before is not known.",
     next: "See in `statements` which ones are asked most and do not need the answer of the one before: they can go together.",
 };
 

@@ -55,6 +55,9 @@ pub const EXPLAIN: Explain = Explain {
             "time until the connections were made, a second",
         ),
     ],
+    bound: "for a client what its threads waited for peers beyond the answers to \
+               statements, for a server what it worked beyond them.",
+    confidence: "0.75: what a connection costs is what is left, not measured by itself.",
     next: "See where the program opens its connections, and keep them in a pool; of a driver, see whether its pool is on and large enough.",
 };
 

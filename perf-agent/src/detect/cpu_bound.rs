@@ -46,6 +46,12 @@ pub const EXPLAIN: Explain = Explain {
         ),
         ("processes", "short-lived processes started a second"),
     ],
+    bound: "CPU time of the threads that compute for most of their life; of processes that \
+               come and go, theirs.",
+    confidence: "0.9 where such a thread is on a CPU or waiting for one for nine tenths of its \
+               life, 0.7 from three quarters, 0.5 below: one with time to spare may not be \
+               what is waited for. Less where no function can be named, and half where it \
+               computes while others wait for its lock. 0.6 for processes that come and go.",
     next: "See the hot call paths: `perf-agent profile -p PID`. Then make that code do less, or spread it over threads.",
 };
 

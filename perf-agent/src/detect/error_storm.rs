@@ -33,6 +33,10 @@ pub const EXPLAIN: Explain = Explain {
         ("median_call", "how long such a call takes"),
         ("kernel_cpu", "most of the CPU time that can be theirs"),
     ],
+    bound: "the kernel's part of the CPU time of the calls that fail, at the mean of all \
+               calls of that kind.",
+    confidence: "0.75: a call that failed did nothing, so leaving it out costs nothing; how \
+               long those that fail take is an estimate.",
     next: "Find the caller in the stacks shown and stop it from asking for what is not there; keep negative answers.",
 };
 

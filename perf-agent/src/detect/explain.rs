@@ -7,6 +7,10 @@ pub struct Explain {
     pub looks_at: &'static str,
     /// What each figure of evidence means, by its name.
     pub numbers: &'static [(&'static str, &'static str)],
+    /// What the bound on the gain is the sum of.
+    pub bound: &'static str,
+    /// How sure it is, and why no surer.
+    pub confidence: &'static str,
     /// What to do with a finding next, beside its recommendations.
     pub next: &'static str,
 }

@@ -41,6 +41,12 @@ pub const EXPLAIN: Explain = Explain {
             "thread time waiting for input by threads that drive the accelerator, a second",
         ),
     ],
+    bound: "time in calls that wait for the accelerator, blocked and spinning; where it is \
+               starved, what the threads that drive it wait for their input.",
+    confidence: "0.75 for many short waits, which are mostly the way there and back; 0.5 where \
+               threads spin; 0.4 for long waits, in which the accelerator may compute as it \
+               should; 0.6 where it is starved, as drivers are known by their outermost \
+               function alone.",
     next: "Put a profile of the accelerator beside it (Nsight Systems, rocprof): gaps between kernels are what is lost here.",
 };
 

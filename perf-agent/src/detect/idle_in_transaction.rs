@@ -42,6 +42,9 @@ pub const EXPLAIN: Explain = Explain {
         ),
         ("mean_gap", "time idle in a transaction for each exchange"),
     ],
+    bound: "the time itself, of the connections over the threshold; what others are seen \
+               to wait for its rows takes its place where that is more.",
+    confidence: "0.8: the time is measured, that nobody needs it is not known.",
     next: "Find what the client does between its statements: its classes in `ledger`, and `perf-agent profile -p PID` of it.",
 };
 

@@ -60,6 +60,10 @@ pub const EXPLAIN: Explain = Explain {
             "not known, because only its letting go told who it was (`owner_source` `waker`)",
         ),
     ],
+    bound: "time waited for the lock.",
+    confidence: "0.9 where a holder is known, 0.75 without: then the lock is known, but not \
+               what to change. 0.5 where no wait ended, which may be no lock after all; 0.8 \
+               for the lock of an interpreter, known by its stacks.",
     next: "Look at where the holder lets go (`owner.release_stack`) and where it is blocked meanwhile (`owner.blocked_stack`), and move what takes the time out.",
 };
 

@@ -53,6 +53,10 @@ pub const EXPLAIN: Explain = Explain {
         ("left", "what is left of the nearest limit"),
         ("exhausted_in", "when it is used up at this rate"),
     ],
+    bound: "CPU time of the page faults it takes to grow: little. What it is worth is that \
+               the process is not killed, so the impact is how soon the memory is used up.",
+    confidence: "from 0.5 for growth that has just begun to 0.9 for one that lasts, less the \
+               part that was given back in between: that may be a heap before its collection.",
     next: "`perf-agent profile -p PID --mode alloc` names who allocated what is not freed; the stacks here are of who touched it first.",
 };
 

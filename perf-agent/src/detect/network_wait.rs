@@ -42,6 +42,10 @@ pub const EXPLAIN: Explain = Explain {
             "waiting by computing: far above 1, the peer sets the pace",
         ),
     ],
+    bound: "time blocked for this peer.",
+    confidence: "0.85 for a known service that only answers, 0.7 for another peer, 0.3 where \
+               its waits are long and it may send when something happens; 0.5 where no wait \
+               ended.",
     next: "See what was asked: the `statements` of the same window. If the peer can be traced, trace it as well.",
 };
 

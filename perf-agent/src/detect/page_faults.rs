@@ -26,6 +26,9 @@ pub const EXPLAIN: Explain = Explain {
             "the most it can be, where too few samples fell",
         ),
     ],
+    bound: "time asleep for pages, and CPU time in faults.",
+    confidence: "0.85 of the time asleep, which is measured; 0.75 of the CPU time where enough \
+               samples fell into faults, 0.5 where it is an estimate for each fault.",
     next: "Asleep: look for memory pressure. On the CPU: find who maps and unmaps again and again (`perf-agent profile`).",
 };
 

@@ -52,6 +52,9 @@ pub const EXPLAIN: Explain = Explain {
             "time the threads worked or waited for peers, a second",
         ),
     ],
+    bound: "what threads waited on futexes, and no more than those without a connection \
+               could.",
+    confidence: "0.5: waiting for work of another kind looks the same.",
     next: "See in the stacks shown whether the threads wait in the pool of the driver. If so, shorten what holds the connections before making the pool larger.",
 };
 

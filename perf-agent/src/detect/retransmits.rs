@@ -72,6 +72,10 @@ pub const EXPLAIN: Explain = Explain {
         ),
         ("connections", "connections to that host"),
     ],
+    bound: "200 ms for each segment sent again, and what round trips take more; no more \
+               than threads waited for the network.",
+    confidence: "0.7 for segments sent again, which the kernel counts; 0.5 for round trips \
+               alone, as the peer may acknowledge later.",
     next: "Find where on the path segments are dropped or queued: `ethtool -S` and `tc -s qdisc` on both ends, `mtr` between them.",
 };
 

@@ -33,6 +33,10 @@ pub const EXPLAIN: Explain = Explain {
             "how long the cgroup was held back, over all its CPUs",
         ),
     ],
+    bound: "time in the run queue.",
+    confidence: "0.95 where a quota holds the threads back, which the kernel counts; else 0.8 \
+               under pressure and 0.4 without: the wait is measured, whether it can be saved \
+               depends on what else the host runs.",
     next: "Look at what else runs on these CPUs (`top`, `cpu.stat` of the cgroup), then give more CPU or run less at once.",
 };
 

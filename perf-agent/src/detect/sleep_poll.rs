@@ -49,6 +49,10 @@ pub const EXPLAIN: Explain = Explain {
         ("cpu_per_wake_up", "CPU time of one"),
         ("threads", "how many threads do so"),
     ],
+    bound: "time slept between pieces of work, or the CPU time of the wake-ups for \
+               nothing.",
+    confidence: "0.3 for short sleeps and 0.2 for others: a program may keep to a pace on \
+               purpose. 0.7 for wake-ups for nothing.",
     next: "Find the sleep in the stacks shown and wait for the event itself; where it paces on purpose, check the pace.",
 };
 

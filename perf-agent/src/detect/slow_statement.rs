@@ -63,6 +63,10 @@ pub const EXPLAIN: Explain = Explain {
             "part of their time spent behind earlier requests of the same connection",
         ),
     ],
+    bound: "all of its time, without what it spent behind other requests of its \
+               connection, and no more than the threads had.",
+    confidence: "0.85 from 20 answers, 0.7 from 3, 0.5 below; 0.15 less where it is told for \
+               its share of the time alone. It may take long on purpose.",
     next: "Look at the plan of the statement (EXPLAIN) with the values that are slow, and at `first_byte` and `queued` of its row in `statements`; trace the server if it can be.",
 };
 

@@ -52,6 +52,9 @@ pub const EXPLAIN: Explain = Explain {
             "time of the exchanges that failed, a second; what repeating them costs is not in it",
         ),
     ],
+    bound: "the time of the exchanges that failed, at their statements' mean; told even \
+               where that is little.",
+    confidence: "0.8: the errors are counted, what a retry costs is not.",
     next: "Look up the code and the statement named, and see in `errors_by_code` of `statements` which others get it too.",
 };
 

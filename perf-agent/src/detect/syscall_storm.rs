@@ -49,6 +49,11 @@ pub const EXPLAIN: Explain = Explain {
         ("kernel_cpu", "CPU time a second that can be theirs"),
         ("mean_size", "bytes moved by one"),
     ],
+    bound: "the kernel's part of the CPU time of these calls, from the length of those \
+               timed.",
+    confidence: "0.85 for small reads and writes, which can nearly always be joined; 0.6 in an \
+               event loop, where that takes the help of the peers; 0.5 for other calls, of \
+               which it is not known whether they can be saved.",
     next: "Find the caller in the stacks shown; buffer, batch, or keep the result. `--syscalls full` counts exactly.",
 };
 

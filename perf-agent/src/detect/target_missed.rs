@@ -34,6 +34,10 @@ pub const EXPLAIN: Explain = Explain {
         ("answers", "answers a second"),
         ("median", "of the same answers"),
     ],
+    bound: "the most by which answers can have been over the target, together: those \
+               between two percentiles count as the upper one.",
+    confidence: "0.9 where the next lower percentile is over the target too, else 0.6: with few \
+               answers one percentile alone is over by chance.",
     next: "See whether the time goes into the answer itself or into waiting behind others: `queued` \
            and `first_byte` of its row in `statements`, and the other findings of the process.",
 };

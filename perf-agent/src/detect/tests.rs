@@ -388,10 +388,14 @@ fn a_missed_target_is_said_however_little_there_is_to_gain() {
     settings.targets.all.set(targets::Percentile::P95, limit);
     let mut detector = Detector::new().with_settings(settings);
     let found = detector.window(&window_report(vec![route_at(11, 20), spinning()]));
-    // Of the others one bounds two seconds a second.
-    assert_eq!(categories(&found), ["cpu_bound", "target_missed"]);
-    let missed = (found[1].impact, found[1].gain_bound_ns_per_s);
+    // Of the others one bounds two seconds a second; the statement is slow by the same target.
+    assert_eq!(
+        categories(&found),
+        ["cpu_bound", "slow_statement", "target_missed"]
+    );
+    let missed = (found[2].impact, found[2].gain_bound_ns_per_s);
     assert_eq!(missed, (Level::Low, 20 * MS));
+    assert_eq!(found[2].caused_by.as_ref(), Some(&found[1].id));
 }
 
 #[test]

@@ -9,14 +9,20 @@ mod seeding;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs,
+    fs::{self, File},
+    io::BufReader,
     os::fd::OwnedFd,
 };
 
 use anyhow::{Context as _, Result};
 use perf_ebpf_common::{
     loss::Loss,
-    signals::{control::Control, python, record, sockets::Connection, unwind::Stop},
+    signals::{
+        control::{Control, FunctionRange},
+        python, record,
+        sockets::Connection,
+        unwind::Stop,
+    },
 };
 
 use self::{
@@ -32,7 +38,7 @@ use crate::{
         self,
         connections::{Connections, Taken},
     },
-    kernel::{Kernel, LoadOptions, host, tables, unwind::UnwindMaps},
+    kernel::{Kernel, LoadOptions, host, kallsyms, raw::MappedArray, tables, unwind::UnwindMaps},
     signals::records::{self, Record},
     symbolize::{Interpreted, Stacks},
     unwind::{Request, Unwinder},
@@ -119,6 +125,7 @@ impl Live {
         let mut unwinder = None;
         let mut kernel = Kernel::load_and(options, |maps| {
             unwinder = start_unwinder(maps.unwind.take().filter(|_| options.stacks), targets)?;
+            look_for_schedule(maps.schedule.take().filter(|_| options.stacks));
             Ok(())
         })?;
         fill_listeners(&kernel, targets)?;
@@ -584,6 +591,31 @@ impl Live {
         self.poll();
         self.connections.end();
         self.window()
+    }
+}
+
+/// Looks for the function that kernel stacks of blocks begin with, which takes 10 to 85 ms, while the
+/// programs are loaded. Where it is not found they begin a frame earlier while another tracer is there.
+fn look_for_schedule(told: Option<MappedArray<FunctionRange>>) {
+    let Some(told) = told else {
+        return;
+    };
+    let look = move || {
+        let found = File::open("/proc/kallsyms")
+            .and_then(|file| kallsyms::range_of(BufReader::new(file), "__schedule"));
+        let (Ok(Some((start, end))), Some(element)) = (found, told.element(0)) else {
+            return tracing::debug!("no __schedule in /proc/kallsyms");
+        };
+        // SAFETY: a live element of the mapped array; the kernel only reads it.
+        unsafe {
+            element
+                .as_ptr()
+                .write_volatile(FunctionRange { start, end })
+        };
+    };
+    let thread = std::thread::Builder::new().name("kallsyms".to_owned());
+    if let Err(e) = thread.spawn(look) {
+        tracing::debug!("looking for __schedule: {e}");
     }
 }
 

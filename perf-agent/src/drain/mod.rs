@@ -332,6 +332,11 @@ pub struct TrafficFact {
     /// Connections past those that are listed, and their bytes.
     pub rest_connections: u64,
     pub rest_bytes: u64,
+    /// What processes that answer requests asked others for, and what of it was for none of them.
+    #[serde(default)]
+    pub calls: u64,
+    #[serde(default)]
+    pub calls_elsewhere: u64,
 }
 
 /// The end of a window: everything before it belongs to it.

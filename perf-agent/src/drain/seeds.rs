@@ -179,6 +179,9 @@ fn resolve(
                 sys::READ | sys::WRITE | sys::SYNC | sys::IOCTL => {
                     blocked.fd = fd_kind(args[0] & 0xffff_ffff);
                 }
+                // Without an fd it is a sleep.
+                sys::POLL if args[1] == 0 => blocked.sys = sys::SLEEP,
+                sys::SELECT if args[0] == 0 => blocked.sys = sys::SLEEP,
                 // The fd is in user memory, which is not read from here.
                 sys::POLL => blocked.sys = sys::POLL_MANY,
                 sys::FUTEX => {

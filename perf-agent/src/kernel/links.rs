@@ -57,7 +57,7 @@ impl Program {
 }
 
 /// Frequency of the CPU clock: 99 and not 100, so that it does not beat with periodic work.
-pub const SAMPLE_HZ: u64 = 99;
+pub const SAMPLE_HZ: u32 = 99;
 
 /// Signals whose programs are uprobes: attached by file, see [`super::uprobes`].
 pub const TLS: &str = "tls";
@@ -111,12 +111,22 @@ pub const PROGRAMS: &[Program] = &[
 /// Links held, and why a program that is not loaded is not.
 #[derive(Default)]
 pub struct Links {
+    /// Of the CPU clock, a second.
+    samples: u32,
     tracepoints: HashMap<&'static str, BtfTracePointLinkId>,
     clocks: Vec<PerfEventLinkId>,
     refused: HashMap<&'static str, String>,
 }
 
 impl Links {
+    /// None yet; the CPU clock will sample so often a second.
+    pub fn new(samples: u32) -> Links {
+        Links {
+            samples,
+            ..Links::default()
+        }
+    }
+
     /// Loads the programs but those of `without`, the signals that are not wanted. An optional one that
     /// is refused is noted. One that stands in for another is only loaded where it is needed, unless
     /// `every` one is asked for.
@@ -221,14 +231,15 @@ impl Links {
         for program in PROGRAMS.iter().filter(|p| p.signal == signal) {
             let Some(why) = self.refused.get(program.name) else {
                 how.push(match program.name {
-                    CPU_CLOCK => format!("cpu-clock on each CPU, {SAMPLE_HZ} Hz"),
+                    CPU_CLOCK => format!("cpu-clock on each CPU, {} Hz", self.samples),
                     MEMORY_HOOK => format!("tp_btf/{MEMORY_HOOK} while a target grows"),
                     _ => format!("tp_btf/{}", program.hook),
                 });
                 continue;
             };
             match program.need {
-                Need::Instead(_) => {}
+                Need::Instead(_) if why.is_empty() => {}
+                Need::Instead(_) => lacks.push(why.clone()),
                 Need::Detail if self.stood_in_for(program.name) => {}
                 Need::Detail => lacks.push(why.clone()),
                 Need::Required | Need::Signal => {
@@ -283,7 +294,7 @@ impl Links {
                 .attach(
                     PerfEventConfig::Software(SoftwareEvent::CpuClock),
                     PerfEventScope::AllProcessesOneCpu { cpu },
-                    SamplePolicy::Frequency(SAMPLE_HZ),
+                    SamplePolicy::Frequency(self.samples.into()),
                     false,
                 )
                 .with_context(|| format!("opening the clock of CPU {cpu}"))?;

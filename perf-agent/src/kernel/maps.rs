@@ -17,7 +17,7 @@ use perf_ebpf_common::{
         LatencyCell,
         allocations::{Allocation, AllocationKey, AllocationTotals, LiveKey},
         block_io::BlockIoKey,
-        control::Control,
+        control::{Control, FunctionRange},
         ledger::{
             ClassHistograms, ListenerKey, SLOTS, SiteKey, SiteTotals, TARGET_SLOTS, ThreadState,
             WakerKey, target_slot,
@@ -61,6 +61,8 @@ pub struct Maps {
     pub memo_stats: RawMap,
     pub stack_walks: RawMap,
     pub python_walks: RawMap,
+    /// Taken by the thread that looks for it.
+    pub schedule: Option<MappedArray<FunctionRange>>,
     /// Taken by the thread that builds the tables.
     pub unwind: Option<UnwindMaps>,
     pub histograms: MappedArray<ClassHistograms>,
@@ -120,6 +122,10 @@ impl Maps {
             memo_stats: raw("memo_stats", 4, size_of::<MemoStats>())?,
             stack_walks: raw("stack_walks", 4, 8)?,
             python_walks: raw("python_walks", 4, 8)?,
+            schedule: Some(
+                MappedArray::map(fd(ebpf, "schedule_range")?.as_fd(), 1)
+                    .context("mapping schedule_range")?,
+            ),
             unwind: Some(UnwindMaps::open(ebpf)?),
             histograms: MappedArray::map(fd(ebpf, "histograms")?.as_fd(), SLOTS as usize)
                 .context("mapping histograms")?,

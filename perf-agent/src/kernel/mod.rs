@@ -4,6 +4,7 @@
 pub mod btf;
 mod debug_log;
 pub mod host;
+pub mod kallsyms;
 mod links;
 pub mod maps;
 mod probed;
@@ -25,7 +26,7 @@ use perf_ebpf_common::{
     },
 };
 
-pub use self::links::PROGRAMS;
+pub use self::links::{PROGRAMS, SAMPLE_HZ};
 use self::{btf::Btf, debug_log::DebugLog, links::Links, maps::Maps, uprobes::Uprobes};
 use crate::model::SignalState;
 
@@ -39,6 +40,8 @@ pub struct LoadOptions {
     pub follow_children: bool,
     /// Take stacks of blocks and samples.
     pub stacks: bool,
+    /// Samples of each CPU a second.
+    pub frequency: u32,
     /// Size of the event ring, a power of two of at least a page.
     pub ring_bytes: u32,
     pub max_threads: u32,
@@ -69,6 +72,7 @@ impl Default for LoadOptions {
         LoadOptions {
             follow_children: true,
             stacks: true,
+            frequency: SAMPLE_HZ,
             ring_bytes: 1 << 20,
             max_threads: 16384,
             max_sites: 16384,
@@ -175,7 +179,7 @@ impl Kernel {
         };
         let mut kernel = Kernel {
             ebpf,
-            links: Links::default(),
+            links: Links::new(options.frequency),
             maps,
             ring,
             data,

@@ -69,14 +69,9 @@ const KINDS: &[(u8, &[&str])] = &[
     ),
     (
         sys::POLL_MANY,
-        &[
-            "epoll_wait",
-            "epoll_pwait",
-            "epoll_pwait2",
-            "select",
-            "pselect6",
-        ],
+        &["epoll_wait", "epoll_pwait", "epoll_pwait2"],
     ),
+    (sys::SELECT, &["select", "pselect6"]),
     (sys::POLL, &["poll", "ppoll"]),
     (sys::FUTEX, &["futex"]),
     (sys::FUTEX_WAITV, &["futex_waitv"]),

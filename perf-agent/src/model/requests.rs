@@ -112,4 +112,9 @@ pub struct RequestCoverage {
     /// pass requests on to each other), `not_seen` (its beginning or the thread's account was before
     /// the attach, or lost), `residual` (the account does not sum to its latency).
     pub unattributed: BTreeMap<String, u64>,
+    /// What processes that answered requests asked others for in the window.
+    pub calls: u64,
+    /// Of them, those that `downstream` of no request can have: of a thread that served none then (a pool, a
+    /// driver's own thread, work in the background), or on a connection that several threads use.
+    pub calls_elsewhere: u64,
 }

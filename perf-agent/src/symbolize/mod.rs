@@ -1,7 +1,6 @@
 //! Names the frames of stacks: blazesym (ELF, DWARF), perf maps and the kernel's own list, as soon as
 //! a stack arrives, so that a target which exits has been symbolized already.
 
-mod kallsyms;
 mod perf_map;
 mod python;
 
@@ -23,12 +22,12 @@ use object::ReadCache;
 use perf_ebpf_common::signals::unwind::EXACT;
 
 use self::{
-    kallsyms::Kallsyms,
     perf_map::PerfMaps,
     python::{Pythons, Stack},
 };
 use crate::{
     drain::{FrameFact, StackFact},
+    kernel::kallsyms::Kallsyms,
     unwind::{
         mappings::{self, Mapping},
         object::Image,

@@ -19,7 +19,7 @@ use std::{
 use object::{ReadCache, ReadRef};
 use perf_ebpf_common::signals::{
     python::Python,
-    unwind::{MAX_RANGES, MAX_SPACES, PAGE_SHIFT, Range},
+    unwind::{MAX_RANGES, MAX_SPACES, PAGE_SHIFT, Range, Rule},
 };
 
 use super::{
@@ -421,11 +421,18 @@ impl<M: Maps> Builder<M> {
             self.counters.unreadable.fetch_add(1, Relaxed);
             return None;
         };
+        let bases = match frames.eh_frame.is_empty() && frames.debug_frame.is_empty() {
+            true => image.go_stack_bases(),
+            false => Vec::new(),
+        };
         let mut malformed = 0;
         let added = self.tables.add(|writer| {
             let compiled = compile::compile(&frames, |address, rule| writer.row(address, rule))?;
             malformed = compiled.malformed;
-            Ok(())
+            bases.iter().try_for_each(|base| {
+                writer.row(base.address, compile::END)?;
+                writer.row(base.address.saturating_add(base.size), Rule::default())
+            })
         });
         if malformed > 0 {
             // Distributions ship such (libgcrypt's assembler code): a walk that meets one is counted.

@@ -1,4 +1,4 @@
-//! From `.eh_frame` (or `.debug_frame`) to rows: which rule holds from which address on.
+//! From `.eh_frame` and `.debug_frame` to rows: which rule holds from which address on.
 
 use std::collections::HashMap;
 
@@ -38,7 +38,8 @@ pub struct Frames<'a> {
     pub eh_frame_address: u64,
     pub text_address: u64,
     pub got_address: u64,
-    /// `.debug_frame`, read where there is no `.eh_frame`.
+    /// `.debug_frame`, for functions that `.eh_frame` does not have: of a program built without it the
+    /// C library's start code still has some.
     pub debug_frame: &'a [u8],
 }
 
@@ -65,19 +66,63 @@ pub fn compile<E>(
         .set_eh_frame(frames.eh_frame_address)
         .set_text(frames.text_address)
         .set_got(frames.got_address);
-    if frames.eh_frame.is_empty() {
-        let mut section = DebugFrame::new(frames.debug_frame, NativeEndian);
-        section.set_address_size(8);
-        return Section::new(&section, &bases).compile(row);
+    let mut eh = EhFrame::new(frames.eh_frame, NativeEndian);
+    eh.set_address_size(8);
+    let mut debug = DebugFrame::new(frames.debug_frame, NativeEndian);
+    debug.set_address_size(8);
+    let mut eh = Section::new(&eh, &bases);
+    let mut debug = Section::new(&debug, &bases);
+    let mut functions = debug.functions(Origin::Debug);
+    functions.extend(eh.functions(Origin::Eh));
+    functions.sort_by_key(|f| (f.address, f.origin));
+    rows(&functions, row, |function, limit, row| {
+        match function.origin {
+            Origin::Debug => debug.function(function, limit, row),
+            Origin::Eh => eh.function(function, limit, row),
+        }
+    })
+    .map(|functions| Compiled {
+        functions,
+        malformed: eh.malformed + debug.malformed,
+    })
+}
+
+/// Rows of all functions, and none between them; how many functions those are. Where two begin at one
+/// address the later counts.
+fn rows<E, R: FnMut(u64, Rule) -> Result<(), E>>(
+    functions: &[Function],
+    mut row: R,
+    mut rows_of: impl FnMut(&Function, u64, &mut R) -> Result<u64, E>,
+) -> Result<usize, E> {
+    let (mut end, mut count) = (0u64, 0);
+    for (i, function) in functions.iter().enumerate() {
+        let limit = functions.get(i + 1).map_or(u64::MAX, |next| next.address);
+        if limit == function.address {
+            continue;
+        }
+        if function.address > end.saturating_add(PADDING - 1) && end != 0 {
+            row(end, Rule::default())?;
+        }
+        end = rows_of(function, limit, &mut row)?;
+        count += 1;
     }
-    let mut section = EhFrame::new(frames.eh_frame, NativeEndian);
-    section.set_address_size(8);
-    Section::new(&section, &bases).compile(row)
+    if end != 0 {
+        row(end, Rule::default())?;
+    }
+    Ok(count)
+}
+
+/// The section that describes a function. That of the last is taken where both do.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    Debug,
+    Eh,
 }
 
 /// A function: its address, and where its information is.
 struct Function {
     address: u64,
+    origin: Origin,
     offset: usize,
 }
 
@@ -85,7 +130,9 @@ struct Section<'a, S: UnwindSection<Slice<'a>>> {
     section: &'a S,
     bases: &'a BaseAddresses,
     cies: HashMap<usize, CommonInformationEntry<Slice<'a>>>,
-    compiled: Compiled,
+    context: UnwindContext<usize>,
+    /// See [`Compiled::malformed`].
+    malformed: usize,
 }
 
 impl<'a, S: UnwindSection<Slice<'a>>> Section<'a, S> {
@@ -94,12 +141,13 @@ impl<'a, S: UnwindSection<Slice<'a>>> Section<'a, S> {
             section,
             bases,
             cies: HashMap::new(),
-            compiled: Compiled::default(),
+            context: UnwindContext::new(),
+            malformed: 0,
         }
     }
 
-    /// All functions, by rising address.
-    fn functions(&mut self) -> Vec<Function> {
+    /// All functions, in the order of the section.
+    fn functions(&mut self, origin: Origin) -> Vec<Function> {
         let mut functions = Vec::new();
         let mut entries = self.section.entries(self.bases);
         loop {
@@ -108,50 +156,27 @@ impl<'a, S: UnwindSection<Slice<'a>>> Section<'a, S> {
                     let cies = &mut self.cies;
                     match partial.parse(|section, bases, offset| cie(cies, section, bases, offset))
                     {
-                        // The linker leaves functions it has thrown away at address 0.
+                        // The linker leaves functions it has thrown away at address 0, or at the last.
                         Ok(fde) if fde.initial_address() == 0 || fde.len() == 0 => {}
+                        Ok(fde) if fde.initial_address().checked_add(fde.len()).is_none() => {}
                         Ok(fde) => functions.push(Function {
                             address: fde.initial_address(),
+                            origin,
                             offset: partial.offset(),
                         }),
-                        Err(_) => self.compiled.malformed += 1,
+                        Err(_) => self.malformed += 1,
                     }
                 }
                 Ok(Some(gimli::CieOrFde::Cie(_))) => {}
                 Ok(None) => break,
                 // Where the next one begins is not known.
                 Err(_) => {
-                    self.compiled.malformed += 1;
+                    self.malformed += 1;
                     break;
                 }
             }
         }
-        functions.sort_by_key(|f| f.address);
         functions
-    }
-
-    fn compile<E>(
-        mut self,
-        mut row: impl FnMut(u64, Rule) -> Result<(), E>,
-    ) -> Result<Compiled, E> {
-        let functions = self.functions();
-        let mut context = UnwindContext::new();
-        let mut end = 0u64;
-        for (i, function) in functions.iter().enumerate() {
-            let limit = functions.get(i + 1).map_or(u64::MAX, |next| next.address);
-            if limit == function.address {
-                continue;
-            }
-            if function.address > end.saturating_add(PADDING - 1) && end != 0 {
-                row(end, Rule::default())?;
-            }
-            end = self.function(function, limit, &mut context, &mut row)?;
-            self.compiled.functions += 1;
-        }
-        if end != 0 {
-            row(end, Rule::default())?;
-        }
-        Ok(self.compiled)
     }
 
     /// Rows of one function; where it ends.
@@ -159,7 +184,6 @@ impl<'a, S: UnwindSection<Slice<'a>>> Section<'a, S> {
         &mut self,
         function: &Function,
         limit: u64,
-        context: &mut UnwindContext<usize>,
         row: &mut impl FnMut(u64, Rule) -> Result<(), E>,
     ) -> Result<u64, E> {
         let cies = &mut self.cies;
@@ -174,7 +198,7 @@ impl<'a, S: UnwindSection<Slice<'a>>> Section<'a, S> {
         };
         let end = fde.end_address().min(limit);
         let mut next = function.address;
-        if let Ok(mut rows) = fde.rows(self.section, self.bases, context) {
+        if let Ok(mut rows) = fde.rows(self.section, self.bases, &mut self.context) {
             let reader = Reader {
                 section: self.section,
                 encoding: fde.cie().encoding(),
@@ -194,7 +218,7 @@ impl<'a, S: UnwindSection<Slice<'a>>> Section<'a, S> {
                 }
             }
         }
-        self.compiled.malformed += 1;
+        self.malformed += 1;
         row(next, UNSUPPORTED)?;
         Ok(end)
     }
@@ -225,6 +249,15 @@ pub const UNSUPPORTED: Rule = Rule {
     extra: 0,
 };
 
+/// What stands where a stack begins.
+pub const END: Rule = Rule {
+    cfa: cfa::END,
+    fp: 0,
+    cfa_offset: 0,
+    fp_offset: 0,
+    extra: 0,
+};
+
 /// Turns a row of DWARF into a rule.
 struct Reader<'s, S> {
     section: &'s S,
@@ -249,10 +282,7 @@ impl<'a, S: UnwindSection<Slice<'a>>> Reader<'_, S> {
         }
         let return_address = row.register(self.return_address);
         if return_address == Some(RegisterRule::Undefined) {
-            return Some(Rule {
-                cfa: cfa::END,
-                ..Rule::default()
-            });
+            return Some(END);
         }
         let mut rule = match row.cfa() {
             CfaRule::RegisterAndOffset { register, offset } => Rule {

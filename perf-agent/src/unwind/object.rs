@@ -5,7 +5,7 @@ use object::{
     Endianness, ReadRef,
     elf::{
         ELF_NOTE_GNU, FileHeader64, NT_GNU_BUILD_ID, PF_X, PT_LOAD, SHF_COMPRESSED, SHN_UNDEF,
-        SHT_DYNSYM, SHT_NOBITS,
+        SHT_DYNSYM, SHT_NOBITS, SHT_SYMTAB,
     },
     read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _},
 };
@@ -90,9 +90,45 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
         &self,
         names: [&str; N],
     ) -> object::Result<[Option<Symbol>; N]> {
+        self.symbols(SHT_DYNSYM, names)
+    }
+
+    /// Functions of Go's runtime that are the first of their stack, by rising address; none where it is no
+    /// Go program, or a stripped one.
+    ///
+    /// `mcall` and `systemstack` go from a goroutine's stack to the thread's own. The frame pointer they leave
+    /// there leads back, but after `mcall` the goroutine may go on in another thread.
+    pub fn go_stack_bases(&self) -> Vec<Symbol> {
+        const BASES: [&str; 5] = [
+            "runtime.mcall",
+            "runtime.systemstack",
+            "runtime.mstart",
+            "runtime.rt0_go",
+            "runtime.goexit",
+        ];
+        // Assembler functions are known to the symbol table under this name of their binary interface.
+        const OF_ASSEMBLER: [&str; 5] = [
+            "runtime.mcall.abi0",
+            "runtime.systemstack.abi0",
+            "runtime.mstart.abi0",
+            "runtime.rt0_go.abi0",
+            "runtime.goexit.abi0",
+        ];
+        let found = [BASES, OF_ASSEMBLER].map(|names| self.symbols(SHT_SYMTAB, names));
+        let mut found: Vec<Symbol> = found.into_iter().flatten().flatten().flatten().collect();
+        found.sort_by_key(|symbol| symbol.address);
+        found.dedup();
+        found
+    }
+
+    fn symbols<const N: usize>(
+        &self,
+        table: u32,
+        names: [&str; N],
+    ) -> object::Result<[Option<Symbol>; N]> {
         let mut found = [None; N];
         let sections = self.header.sections(self.endian, self.data)?;
-        let symbols = sections.symbols(self.endian, self.data, SHT_DYNSYM)?;
+        let symbols = sections.symbols(self.endian, self.data, table)?;
         let strings = sections.section(symbols.string_section());
         let Ok(strings) = strings.and_then(|s| s.data(self.endian, self.data)) else {
             return Ok(found);

@@ -74,3 +74,12 @@ pub struct Control {
     pub tls_stopped: u64,
 }
 wire!(Control => 16 + 8);
+
+/// Where a function of the kernel is: from its first byte to the next one's. Zeroes where it is not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FunctionRange {
+    pub start: u64,
+    pub end: u64,
+}
+wire!(FunctionRange => 16);

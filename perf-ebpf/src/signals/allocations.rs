@@ -200,14 +200,6 @@ pub fn free(address: u64) {
 
 #[inline(always)]
 fn totals(key: &AllocationKey) -> Option<*mut AllocationTotals> {
-    if ALLOCATIONS.get_ptr(key).is_none() {
-        // Another CPU may have made it meanwhile, and counted already.
-        let empty = AllocationTotals::default();
-        let _ = ALLOCATIONS.insert(key, &empty, aya_ebpf::bindings::BPF_NOEXIST as u64);
-    }
-    let totals = ALLOCATIONS.get_ptr_mut(key);
-    if totals.is_none() {
-        lose(Loss::AllocationsFull);
-    }
-    totals
+    let empty = AllocationTotals::default();
+    element(&ALLOCATIONS, key, &empty, Loss::AllocationsFull)
 }

@@ -77,12 +77,8 @@ pub fn complete(request: Typed, failed: bool) {
         dev: io.dev,
         op: io.op,
     };
-    if BLOCK_IO.get_ptr(&key).is_none() {
-        let Some(zero) = ZERO_CELL.get(0) else { return };
-        let _ = BLOCK_IO.insert(&key, zero, BPF_NOEXIST as u64);
-    }
-    let Some(cell) = BLOCK_IO.get_ptr_mut(&key) else {
-        lose(Loss::BlockIoFull);
+    let Some(zero) = ZERO_CELL.get(0) else { return };
+    let Some(cell) = element(&BLOCK_IO, &key, zero, Loss::BlockIoFull) else {
         return;
     };
     let bucket = opaque(bucket_of(length));

@@ -8,7 +8,6 @@
 mod reconcile;
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
     helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task},
     macros::map,
     maps::{Array, HashMap},
@@ -140,13 +139,7 @@ pub fn add_site(key: &SiteKey, length_ns: u64) {
     // key, and what is made under one content would be looked up under another (seen: `sites_full`
     // once in three traces of PostgreSQL under load, with the map nearly empty).
     let key = &forgotten(key);
-    if SITES.get_ptr(key).is_none() {
-        let empty = SiteTotals::default();
-        // Another CPU may have made it meanwhile: that is an error here and a hit below.
-        let _ = SITES.insert(key, &empty, BPF_NOEXIST as u64);
-    }
-    let Some(totals) = SITES.get_ptr_mut(key) else {
-        lose(Loss::SitesFull);
+    let Some(totals) = element(&SITES, key, &SiteTotals::default(), Loss::SitesFull) else {
         return;
     };
     // SAFETY: a live map value.
@@ -178,6 +171,10 @@ fn find_site(t: &mut ThreadState, task: Typed, state: u32) {
     let mut detail_kind = detail::NONE;
     let mut port = 0;
     match blocked.sys {
+        // Without an fd: pgbench and Python before 3.11 sleep so.
+        sys::POLL if regs.arg1() == 0 => blocked.sys = sys::SLEEP,
+        sys::SELECT if regs.arg0() == 0 => blocked.sys = sys::SLEEP,
+        sys::SELECT => blocked.sys = sys::POLL_MANY,
         sys::READ | sys::WRITE | sys::SYNC | sys::IOCTL | sys::POLL => {
             let fd = match blocked.sys {
                 sys::POLL if regs.arg1() != 1 => None,
@@ -488,11 +485,7 @@ fn record_waker(t: &ThreadState, length_ns: u64) {
         key.waker_tid = 0;
         key.waker_tgid = 0;
     }
-    if WAKERS.get_ptr(&key).is_none() {
-        let _ = WAKERS.insert(&key, &SiteTotals::default(), BPF_NOEXIST as u64);
-    }
-    let Some(totals) = WAKERS.get_ptr_mut(&key) else {
-        lose(Loss::WakersFull);
+    let Some(totals) = element(&WAKERS, &key, &SiteTotals::default(), Loss::WakersFull) else {
         return;
     };
     // SAFETY: a live map value.

@@ -7,7 +7,6 @@
 //! subtracted from that at the end. Locks nobody waits for never reach the kernel.
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
     helpers::generated::bpf_get_current_pid_tgid,
     macros::map,
     maps::{Array, HashMap},
@@ -321,11 +320,8 @@ fn hold_ends(
 /// what is needed here is not to be on them meanwhile (544 bytes otherwise).
 #[inline(never)]
 fn add_hold(key: &LockHoldKey, lock: &HeldLock, length: u64, known: bool, told: u64) {
-    if HOLDS.get_ptr(key).is_none() {
-        let _ = HOLDS.insert(key, &LockHoldTotals::default(), BPF_NOEXIST as u64);
-    }
-    let Some(totals) = HOLDS.get_ptr_mut(key) else {
-        lose(Loss::LockHoldsFull);
+    let empty = LockHoldTotals::default();
+    let Some(totals) = element(&HOLDS, key, &empty, Loss::LockHoldsFull) else {
         return;
     };
     // SAFETY: a live map value.

@@ -144,13 +144,8 @@ fn add_growth(t: &ThreadState, user_stack: u64, pages: u64) {
         slot: t.slot as u32,
         pad: 0,
     };
-    if GROWTH.get_ptr(&key).is_none() {
-        let empty = GrowthTotals::default();
-        // Another CPU may have made it meanwhile: that is an error here and a hit below.
-        let _ = GROWTH.insert(&key, &empty, BPF_NOEXIST as u64);
-    }
-    let Some(totals) = GROWTH.get_ptr_mut(&key) else {
-        return lose(Loss::GrowthFull);
+    let Some(totals) = element(&GROWTH, &key, &GrowthTotals::default(), Loss::GrowthFull) else {
+        return;
     };
     // SAFETY: a live map value.
     unsafe {

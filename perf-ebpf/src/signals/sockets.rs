@@ -58,6 +58,10 @@ static PROTOCOLS: HashMap<u64, u8> = HashMap::with_max_entries(16384, 0);
 #[map(name = "buffer_kinds")]
 static BUFFER_KINDS: Array<u8> = Array::with_max_entries(sys::TABLE_LEN as u32, 0);
 
+/// Buffers looked at where kernels lack `sock_send_length`: 5.10 refuses [`socket_buffer`] in the program that
+/// stands in for it.
+const FEW_IOVECS: usize = 16;
+
 /// VERIFIER: lengths and offsets are masked by twice what they can be, so the area has room for an
 /// offset and a length of that.
 const AREA: usize = 4 * CAPTURE_MAX;
@@ -178,7 +182,7 @@ pub fn moved(t: &mut ThreadState, sk: Typed, bytes: u64, flags: u64, to: u8) {
     let task = unsafe { bpf_get_current_task_btf() };
     let regs = Registers::of(task as Typed);
     let transfer = Transfer { bytes, to, now };
-    transferred(t, c, socket, transfer, &regs);
+    transferred::<IOVECS_MAX>(t, c, socket, transfer, &regs);
 }
 
 /// Kernels without these tracepoints: a system call of thread `t` returned `result`.
@@ -220,7 +224,7 @@ pub fn returned(t: &mut ThreadState, regs: &Registers, result: i64) {
         to,
         now,
     };
-    transferred(t, c, socket, transfer, regs);
+    transferred::<FEW_IOVECS>(t, c, socket, transfer, regs);
 }
 
 /// Only `recvfrom` among the plain ones has flags; user space marks it in the table.
@@ -243,9 +247,9 @@ struct Transfer {
     now: u64,
 }
 
-/// Counts and captures a transfer.
+/// Counts and captures a transfer, of at most so many buffers.
 #[inline(always)]
-fn transferred(
+fn transferred<const BUFFERS: usize>(
     t: &mut ThreadState,
     c: &mut Connection,
     socket: Socket,
@@ -299,7 +303,7 @@ fn transferred(
         plaintext: 0,
         pad: [0; 6],
     };
-    capture(scratch, bytes, regs);
+    capture::<BUFFERS>(scratch, bytes, regs);
     send(scratch);
 }
 
@@ -518,15 +522,15 @@ fn round_trip(c: &mut Connection, sk: u64, now: u64) {
 
 /// Reads payload from user memory into the scratch, as far as the limit goes.
 #[inline(always)]
-fn capture(scratch: &mut Scratch, bytes: u64, regs: &Registers) {
+fn capture<const BUFFERS: usize>(scratch: &mut Scratch, bytes: u64, regs: &Registers) {
     match buffer_kind(regs.nr()) {
         buffer::PLAIN => plain(scratch, regs.arg1(), bytes),
-        buffer::IOVEC => scattered(scratch, regs.arg1(), regs.arg2(), bytes),
+        buffer::IOVEC => scattered::<BUFFERS>(scratch, regs.arg1(), regs.arg2(), bytes),
         buffer::MSGHDR => {
             // struct user_msghdr: msg_iov at 16, msg_iovlen at 24 (include/linux/socket.h, 64 bit).
             let message = regs.arg1();
             match (user::<u64>(message + 16), user::<u64>(message + 24)) {
-                (Some(iov), Some(n)) => scattered(scratch, iov, n, bytes),
+                (Some(iov), Some(n)) => scattered::<BUFFERS>(scratch, iov, n, bytes),
                 _ => lose(Loss::PayloadUnreadable),
             }
         }
@@ -559,12 +563,20 @@ fn plain(scratch: &mut Scratch, address: u64, bytes: u64) {
 
 /// Several buffers, in their order.
 #[inline(always)]
-fn scattered(scratch: &mut Scratch, iov: u64, buffers: u64, bytes: u64) {
+fn scattered<const BUFFERS: usize>(scratch: &mut Scratch, iov: u64, buffers: u64, bytes: u64) {
     let limit = setting!(capture_bytes) as u64;
     scratch.iov = iov;
     scratch.wanted = if bytes < limit { bytes } else { limit };
-    for i in 0..IOVECS_MAX as u64 {
-        if i >= buffers || socket_buffer(i) == 0 {
+    for i in 0..BUFFERS as u64 {
+        if i >= buffers {
+            break;
+        }
+        let more = if BUFFERS == FEW_IOVECS {
+            take_buffer(scratch, i)
+        } else {
+            socket_buffer(i) != 0
+        };
+        if !more {
             break;
         }
     }
@@ -584,21 +596,30 @@ pub extern "C" fn socket_buffer(i: u64) -> u64 {
     };
     // SAFETY: this CPU's element, see `SCRATCH`.
     let scratch = unsafe { &mut *scratch };
-    let (at, wanted) = (scratch.data.captured as u64, scratch.wanted);
+    take_buffer(scratch, i) as u64
+}
+
+/// Takes one of several buffers; false where no other is wanted.
+#[inline(always)]
+fn take_buffer(scratch: &mut Scratch, i: u64) -> bool {
+    // VERIFIER: how far it is is read back from the record each time, so that one round looks
+    // like the next and is not followed for every length of those before it.
+    let at = forgotten(&scratch.data.captured) as u64;
+    let wanted = forgotten(&scratch.wanted);
     if at >= wanted {
-        return 0;
+        return false;
     }
     let Some([base, length]) = user::<[u64; 2]>(scratch.iov + i * 16) else {
         lose(Loss::PayloadUnreadable);
-        return 0;
+        return false;
     };
     let left = wanted - at;
     let take = if length < left { length } else { left };
     if take != 0 && !read(scratch, at, base, take) {
-        return 0;
+        return false;
     }
     scratch.data.captured = (at + take) as u16;
-    (at + take < wanted) as u64
+    at + take < wanted
 }
 
 /// Copies `length` bytes of user memory to `at` in the payload.

@@ -30,7 +30,7 @@ use crate::{
     file::NO_WAKEUP,
     prelude::*,
     registers::{Registers, UserRegisters},
-    shared_maps::{EVENTS, GENERATED},
+    shared_maps::{EVENTS, GENERATED, SCHEDULE},
     signals::{
         python::{self, PythonWalk},
         unwind::{self, Walk},
@@ -98,7 +98,7 @@ pub fn of_block(ctx: &BtfTracePointContext, t: &mut ThreadState, regs: &Register
     } else {
         None
     };
-    if let Some((kernel_stack, user_stack)) = remembered {
+    if let Some((_, kernel_stack, user_stack)) = remembered {
         stats.hits += 1;
         t.site.kernel_stack = kernel_stack;
         t.site.user_stack = user_stack;
@@ -115,23 +115,25 @@ pub fn of_block(ctx: &BtfTracePointContext, t: &mut ThreadState, regs: &Register
     let (user_stack, partial) = walk_user(t.tid, t.tgid, &regs.user(), Slot::Scheduler);
     t.site.kernel_stack = kernel_stack;
     t.site.user_stack = user_stack;
-    if let Some(before) = remembered {
-        if before == (kernel_stack, user_stack) {
+    if let Some((slot, kernel_before, user_before)) = remembered {
+        if (kernel_before, user_before) == (kernel_stack, user_stack) {
             return;
         }
         stats.mismatched += 1;
+        // In its place: the first that fits is taken.
+        t.memo_next = slot;
     }
     if repeats(class) && !partial {
         remember(scratch, t, key, sp, (kernel_stack, user_stack));
     }
 }
 
-/// The kernel and user stack remembered for a key, if the return addresses are still the same.
+/// Slot, kernel and user stack remembered for a key, if the return addresses are still the same.
 #[inline(always)]
-fn recall(scratch: &mut Scratch, t: &ThreadState, key: u64, sp: u64) -> Option<(u64, u64)> {
-    for memo in &t.memo {
+fn recall(scratch: &mut Scratch, t: &ThreadState, key: u64, sp: u64) -> Option<(u8, u64, u64)> {
+    for (slot, memo) in t.memo.iter().enumerate() {
         if memo.key == key && print_of(scratch, sp, &memo.returns) == memo.print {
-            return Some((memo.kernel_stack, memo.user_stack));
+            return Some((slot as u8, memo.kernel_stack, memo.user_stack));
         }
     }
     None
@@ -198,7 +200,7 @@ pub fn of_release(t: &mut ThreadState, regs: &Registers) -> u64 {
     let scratch = unsafe { &mut *scratch };
     let sp = regs.sp();
     let key = key_of(t, RELEASE | regs.nr() as u64, regs);
-    if let Some((_, user_stack)) = recall(scratch, t, key, sp) {
+    if let Some((_, _, user_stack)) = recall(scratch, t, key, sp) {
         return user_stack;
     }
     let (user_stack, partial) = walk_user(t.tid, t.tgid, &regs.user(), Slot::Scheduler);
@@ -239,15 +241,16 @@ pub fn walk_kernel(ctx: *mut c_void, slot: Slot) -> u64 {
         Slot::Scheduler | Slot::Memory => 2,
         Slot::CpuClock | Slot::Uprobe => 0,
     };
-    // SAFETY: the buffer is MAX_FRAMES words of the scratch.
-    let bytes = unsafe {
-        bpf_get_stack(
-            ctx,
-            (&raw mut (*scratch).frames).cast(),
-            (MAX_FRAMES * 8) as u32,
-            skip,
-        )
-    };
+    // SAFETY: a per-CPU element of this program class.
+    let mut bytes = frames_of(unsafe { &mut *scratch }, ctx, skip);
+    if slot as u32 == Slot::Scheduler as u32 {
+        // SAFETY: as above.
+        let more = before_schedule(unsafe { &*scratch });
+        if more != 0 {
+            // SAFETY: as above.
+            bytes = frames_of(unsafe { &mut *scratch }, ctx, skip + more);
+        }
+    }
     if bytes <= 0 {
         if bytes < 0 {
             lose(Loss::KernelStackFailed);
@@ -262,6 +265,37 @@ pub fn walk_kernel(ctx: *mut c_void, slot: Slot) -> u64 {
     let hash = content_hash(scratch, 0, bytes as usize / 8);
     send(scratch, 0, hash);
     hash
+}
+
+/// The kernel's frames of the current thread; their bytes, or an error below zero.
+#[inline(always)]
+fn frames_of(scratch: &mut Scratch, ctx: *mut c_void, skip: u64) -> i64 {
+    // SAFETY: the buffer is MAX_FRAMES words of the scratch.
+    unsafe {
+        bpf_get_stack(
+            ctx,
+            (&raw mut scratch.frames).cast(),
+            (MAX_FRAMES * 8) as u32,
+            skip,
+        )
+    }
+}
+
+/// How many frames are between the tracepoint's program and `__schedule`: one more while there is another
+/// program on the tracepoint (`__traceiter_sched_switch`), so that a tracer that comes or goes would change
+/// every stack (seen: half of the remembered ones "wrong" until the end of a trace).
+#[inline(always)]
+fn before_schedule(scratch: &Scratch) -> u64 {
+    let Some(schedule) = SCHEDULE.get(0) else {
+        return 0;
+    };
+    for more in 0..3 {
+        let frame = scratch.frames[more];
+        if frame >= schedule.start && frame < schedule.end {
+            return more as u64;
+        }
+    }
+    0
 }
 
 /// Walks the frames of an interpreter, see [`python::begin`]; before [`walk_user`].

@@ -4,7 +4,6 @@
 //! hooks here cost every process of the host 142 ns a call.
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
     macros::map,
     maps::{Array, HashMap},
 };
@@ -67,8 +66,8 @@ pub fn exit(t: &mut ThreadState, nr_now: i32, result: i64) {
         slot: t.slot as u32,
         nr,
     };
-    let Some(cell) = cell(&key) else {
-        lose(Loss::SyscallsFull);
+    let Some(zero) = ZERO_CELL.get(0) else { return };
+    let Some(cell) = element(&SYSCALLS, &key, zero, Loss::SyscallsFull) else {
         return;
     };
     // SAFETY: a live map value; the bucket is below BUCKETS.
@@ -97,25 +96,10 @@ pub fn exit(t: &mut ThreadState, nr_now: i32, result: i64) {
     }
 }
 
-/// The element of a key, made where it is missing.
-#[inline(always)]
-fn cell(key: &SyscallKey) -> Option<*mut LatencyCell> {
-    if let Some(cell) = SYSCALLS.get_ptr_mut(key) {
-        return Some(cell);
-    }
-    let zero = ZERO_CELL.get(0)?;
-    let _ = SYSCALLS.insert(key, zero, BPF_NOEXIST as u64);
-    SYSCALLS.get_ptr_mut(key)
-}
-
 #[inline(always)]
 fn count_error(key: SyscallErrorKey) {
-    if ERRORS.get_ptr(&key).is_none() {
-        let _ = ERRORS.insert(&key, &0, BPF_NOEXIST as u64);
-    }
-    match ERRORS.get_ptr_mut(&key) {
+    if let Some(count) = element(&ERRORS, &key, &0, Loss::SyscallErrorsFull) {
         // SAFETY: a live map value.
-        Some(count) => unsafe { add(count, 1) },
-        None => lose(Loss::SyscallErrorsFull),
+        unsafe { add(count, 1) };
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! bench_load read         reads one byte of /dev/zero; a step is one call
+//! bench_load compute      computes 30 calls deep; a step is some 10 µs of it
 //! bench_load ping-pong    passes a byte between two threads on one CPU; a step is a round trip
 //! ```
 //!
@@ -12,6 +13,7 @@
 //! input, which is what an idle target is.
 
 use std::{
+    hint::black_box,
     io::{self, BufRead as _, Write as _},
     thread,
     time::{Duration, Instant},
@@ -30,8 +32,9 @@ fn main() -> Result<()> {
     pin().context("pinning to a CPU")?;
     let mut step = match (arguments.next().as_deref(), arguments.next()) {
         (Some("read"), None) => read_step()?,
+        (Some("compute"), None) => Box::new(compute_step),
         (Some("ping-pong"), None) => ping_pong_step()?,
-        _ => bail!("usage: bench_load read|ping-pong"),
+        _ => bail!("usage: bench_load read|compute|ping-pong"),
     };
     println!("ready");
     for line in io::stdin().lock().lines() {
@@ -71,6 +74,19 @@ fn run(step: &mut Step, time: Duration) -> Result<(u64, u64)> {
 fn read_step() -> Result<Step> {
     let zero = open(c"/dev/zero").context("opening /dev/zero")?;
     Ok(Box::new(move || read_byte(zero)))
+}
+
+fn compute_step() -> io::Result<()> {
+    black_box(compute(black_box(30)));
+    Ok(())
+}
+
+#[inline(never)]
+fn compute(depth: u32) -> u64 {
+    match depth {
+        0 => (0..10_000u64).fold(1, |a, b| black_box(a ^ b)),
+        _ => black_box(compute(depth - 1)) + 1,
+    }
 }
 
 /// The other thread answers each byte with a byte, until the first thread's end of the pipe is

@@ -53,6 +53,13 @@ impl Nginx {
         nginx
     }
 
+    /// Requests for an address by 8 connections, until dropped or for two minutes.
+    pub fn load(&self, url: &str) -> Running {
+        let mut wrk = Command::new("wrk");
+        wrk.args(["-t", "1", "-c", "8", "-d", "120s", url]);
+        super::start(wrk, "wrk")
+    }
+
     /// What it has logged, once that are as many requests as were answered.
     ///
     /// # Panics

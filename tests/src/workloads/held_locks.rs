@@ -31,22 +31,34 @@ enum Kind {
     Timed,
     Recursive,
     Robust,
+    /// Made for several processes, which changes how its waiters are found.
+    Shared,
     Pi,
     /// A reader waits for a writer.
     Read,
     /// A writer waits for a writer.
     Write,
+    /// A writer waits for a reader.
+    Reader,
     Rust,
 }
 
-const KINDS: [(&str, Kind); 8] = [
+impl Kind {
+    fn is_rwlock(self) -> bool {
+        matches!(self, Kind::Read | Kind::Write | Kind::Reader)
+    }
+}
+
+const KINDS: [(&str, Kind); 10] = [
     ("mutex", Kind::Mutex),
     ("timed", Kind::Timed),
     ("nested", Kind::Recursive),
     ("robust", Kind::Robust),
+    ("shared", Kind::Shared),
     ("pi", Kind::Pi),
     ("read", Kind::Read),
     ("write", Kind::Write),
+    ("reader", Kind::Reader),
     ("rust", Kind::Rust),
 ];
 
@@ -119,6 +131,9 @@ impl AnyLock {
                 Kind::Robust => {
                     libc::pthread_mutexattr_setrobust(attributes, libc::PTHREAD_MUTEX_ROBUST)
                 }
+                Kind::Shared => {
+                    libc::pthread_mutexattr_setpshared(attributes, libc::PTHREAD_PROCESS_SHARED)
+                }
                 Kind::Pi => {
                     libc::pthread_mutexattr_setprotocol(attributes, libc::PTHREAD_PRIO_INHERIT)
                 }
@@ -134,7 +149,7 @@ impl AnyLock {
     /// Where it is, and its length.
     fn place(&self) -> (usize, usize) {
         match self.kind {
-            Kind::Read | Kind::Write => (self.rwlock.get() as usize, size_of_val(&self.rwlock)),
+            kind if kind.is_rwlock() => (self.rwlock.get() as usize, size_of_val(&self.rwlock)),
             Kind::Rust => (&raw const self.rust as usize, size_of_val(&self.rust)),
             _ => (self.mutex.get() as usize, size_of_val(&self.mutex)),
         }
@@ -145,6 +160,8 @@ impl AnyLock {
         self.with(job, |lock| match lock.kind {
             // SAFETY: initialised, in an Arc that outlives the call.
             Kind::Read | Kind::Write => unsafe { libc::pthread_rwlock_wrlock(lock.rwlock.get()) },
+            // SAFETY: as above.
+            Kind::Reader => unsafe { libc::pthread_rwlock_rdlock(lock.rwlock.get()) },
             // SAFETY: as above.
             _ => unsafe { libc::pthread_mutex_lock(lock.mutex.get()) },
         })
@@ -172,7 +189,7 @@ impl AnyLock {
         // SAFETY: taken by this thread.
         done(unsafe {
             match self.kind {
-                Kind::Read | Kind::Write => libc::pthread_rwlock_unlock(self.rwlock.get()),
+                kind if kind.is_rwlock() => libc::pthread_rwlock_unlock(self.rwlock.get()),
                 _ => libc::pthread_mutex_unlock(self.mutex.get()),
             }
         })?;
@@ -189,7 +206,7 @@ fn take_waiting(lock: &AnyLock) -> i32 {
     unsafe {
         match lock.kind {
             Kind::Read => libc::pthread_rwlock_rdlock(lock.rwlock.get()),
-            Kind::Write => libc::pthread_rwlock_wrlock(lock.rwlock.get()),
+            Kind::Write | Kind::Reader => libc::pthread_rwlock_wrlock(lock.rwlock.get()),
             Kind::Timed => libc::pthread_mutex_timedlock(lock.mutex.get(), &raw const deadline),
             _ => libc::pthread_mutex_lock(lock.mutex.get()),
         }

@@ -54,6 +54,7 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("http-requests", http_requests::run),
     ("chatty-server", http_server::chatty::run),
     ("http-server-all", http_server::all::run),
+    ("http-server-pool", http_server::pool::run),
     ("http-server-threads", http_server::threads::run),
     ("jit", jit::run),
     ("jit-private-tmp", jit::run_in_private_tmp),

@@ -9,6 +9,7 @@ mod connections;
 mod load;
 mod postgres;
 mod report;
+mod targets;
 mod tracer;
 
 use std::{path::PathBuf, thread, time::Duration};
@@ -19,7 +20,7 @@ use self::{
     connections::{CONNECTIONS, Connections},
     load::{Load, Redis, Served, Shape},
     postgres::Postgres,
-    report::{Bound, Pair, Row, Target, median},
+    report::{Pair, Row, median},
     tracer::Tracer,
 };
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
 
 const READ: &str = "read of 1 byte";
 const BYSTANDER: &str = "same, of a process that is not traced";
+const COMPUTE: &str = "10 µs of computing, 30 calls deep";
 const PING_PONG: &str = "pipe round trip on one CPU";
 const REDIS: &str = "redis GET, 16 connections";
 const REDIS_CPU: &str = "same, CPU time of the server per GET";
@@ -66,6 +68,7 @@ pub struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Only {
     Read,
+    Compute,
     PingPong,
     Redis,
     Pipeline,
@@ -125,8 +128,16 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     if wanted(Only::Read) {
         rows.extend(bench.read()?);
     }
+    if wanted(Only::Compute) {
+        rows.extend(bench.of_load(COMPUTE, "compute", &[])?);
+    }
     if wanted(Only::PingPong) {
-        rows.extend(bench.ping_pong()?);
+        let peers = [
+            tracer::OFFCPU_SUM,
+            tracer::OFFCPU_STACKS,
+            tracer::PERF_TRACE,
+        ];
+        rows.extend(bench.of_load(PING_PONG, "ping-pong", &peers)?);
     }
     if wanted(Only::Redis) {
         rows.extend(bench.redis([REDIS, REDIS_CPU], 1)?);
@@ -138,7 +149,7 @@ pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         rows.extend(bench.postgres()?);
     }
     let own = wanted(Only::Agent).then(|| bench.own_cost()).transpose()?;
-    let targets = targets(&rows, own);
+    let targets = targets::targets(&rows, own);
     print!("{}", report::render(&rows, &targets, options.markdown));
     println!(
         "\n{machine}, at the end {}; {} pairs",
@@ -212,15 +223,12 @@ impl Bench {
         Ok(rows)
     }
 
-    fn ping_pong(&self) -> Result<Vec<Row>> {
-        let tracers = self.tracers(&[
-            tracer::OFFCPU_SUM,
-            tracer::OFFCPU_STACKS,
-            tracer::PERF_TRACE,
-        ]);
-        let mut target = Load::start(&self.load, "ping-pong")?;
-        let mut rows = rows(PING_PONG, "ns", &tracers);
-        self.rounds(PING_PONG, &tracers, |index, tracer| {
+    /// A load of `bench_load`, under the agent and some peers.
+    fn of_load(&self, name: &'static str, kind: &str, peers: &[&str]) -> Result<Vec<Row>> {
+        let tracers = self.tracers(peers);
+        let mut target = Load::start(&self.load, kind)?;
+        let mut rows = rows(name, "ns", &tracers);
+        self.rounds(name, &tracers, |index, tracer| {
             let untraced = target.measure(self.time)?;
             let running = tracer.start(target.pid())?;
             let traced = target.measure(self.time)?;
@@ -362,122 +370,6 @@ fn rows(load: &'static str, unit: &'static str, tracers: &[&Tracer]) -> Vec<Row>
             lost: 0,
         })
         .collect()
-}
-
-fn targets(rows: &[Row], own: Option<OwnCost>) -> Vec<Target> {
-    let row = |load, tracer| {
-        rows.iter()
-            .find(|row| row.load == load && row.tracer == tracer)
-    };
-    let share = |load, tracer, peer| Some(row(load, tracer)?.added() / row(load, peer)?.added());
-    [
-        target(
-            "ledger without stacks, added to a round trip, of bpftrace's off-CPU sum",
-            share(PING_PONG, tracer::LEDGER, tracer::OFFCPU_SUM),
-            "ratio",
-            Bound::AtMost(0.40),
-        ),
-        target(
-            "ledger without stacks: what Redis keeps of its throughput",
-            row(REDIS, tracer::LEDGER).map(Row::kept),
-            "ratio",
-            Bound::AtLeast(0.97),
-        ),
-        target(
-            "default with decoding: what Redis keeps of its throughput",
-            row(REDIS, tracer::DEFAULT).map(Row::kept),
-            "ratio",
-            Bound::AtLeast(0.93),
-        ),
-        target(
-            "default with decoding: what Redis keeps, pipelines of 16",
-            row(PIPELINE, tracer::DEFAULT).map(Row::kept),
-            "ratio",
-            Bound::AtLeast(0.90),
-        ),
-        target(
-            "default with decoding: what pgbench keeps, prepared selects",
-            row(POSTGRES, tracer::DEFAULT).map(Row::kept),
-            "ratio",
-            Bound::AtLeast(0.97),
-        ),
-        target(
-            "lost at those rates",
-            decoding_lost(rows),
-            "events",
-            Bound::AtMost(0.0),
-        ),
-        target(
-            "syscalls in full, added to a call, of bpftrace's histogram",
-            share(READ, tracer::FULL, tracer::SYSCALLS),
-            "ratio",
-            Bound::AtMost(0.42),
-        ),
-        target(
-            "syscalls in full, added to another process's call, of bpftrace's histogram",
-            share(BYSTANDER, tracer::FULL, tracer::SYSCALLS),
-            "ratio",
-            Bound::AtMost(0.70),
-        ),
-        target(
-            "syscalls off: added to another process's call, of its time",
-            row(BYSTANDER, tracer::LEDGER).map(|row| row.kept() - 1.0),
-            "ratio",
-            // Nothing is attached there; what is left is the noise of the measurement.
-            Bound::AtMost(0.02),
-        ),
-    ]
-    .into_iter()
-    .chain(own_targets(own))
-    .collect()
-}
-
-/// Of the three loads whose bytes are decoded, where any of them was measured.
-fn decoding_lost(rows: &[Row]) -> Option<f64> {
-    let decoded = rows.iter().filter(|row| {
-        row.tracer == tracer::DEFAULT && [REDIS, PIPELINE, POSTGRES].contains(&row.load)
-    });
-    decoded
-        .map(|row| row.lost as f64)
-        .reduce(|sum, of_row| sum + of_row)
-}
-
-fn own_targets(own: Option<OwnCost>) -> [Target; 4] {
-    [
-        target(
-            "agent's resident memory",
-            own.map(|own| own.rss_mib),
-            "MiB",
-            Bound::AtMost(48.0),
-        ),
-        target(
-            "agent's resident memory with 10,000 connections",
-            own.map(|own| own.connected_rss_mib),
-            "MiB",
-            Bound::AtMost(96.0),
-        ),
-        target(
-            "agent's CPU time on an idle target",
-            own.map(|own| own.cpu_ms_per_s),
-            "ms/s",
-            Bound::AtMost(10.0),
-        ),
-        target(
-            "from exec to the hello line",
-            own.map(|own| own.attach_s),
-            "s",
-            Bound::AtMost(0.3),
-        ),
-    ]
-}
-
-fn target(what: &'static str, measured: Option<f64>, unit: &'static str, bound: Bound) -> Target {
-    Target {
-        what,
-        measured,
-        unit,
-        bound,
-    }
 }
 
 #[cfg(test)]

@@ -122,12 +122,23 @@ struct Thread {
     last_ns: u64,
 }
 
+/// Exchanges that a process ended as a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    pub all: u64,
+    /// Of them, those of no request: by a thread that served none then, or on a connection that several
+    /// threads share.
+    pub elsewhere: u64,
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct Requests {
     threads: FxHashMap<u32, Thread>,
     /// When threads of a process last passed on a request.
     handed_over: FxHashMap<u32, u64>,
+    /// What processes asked others for in the window.
+    asked: FxHashMap<u32, Asked>,
     pub routes: Routes,
 }
 
@@ -284,17 +295,41 @@ impl Requests {
         }
     }
 
-    /// Exchanges that a thread ended as a client, all of whose bytes it moved itself.
-    pub fn called(&mut self, tid: u32, peer: Peer, exchanges: &[Exchange]) {
-        let Some(thread) = self.threads.get_mut(&tid) else {
+    /// Exchanges that a thread of a process ended as a client; `alone`: it moved all bytes of the connection
+    /// itself.
+    pub fn called(
+        &mut self,
+        (tid, tgid): (u32, u32),
+        alone: bool,
+        peer: Peer,
+        exchanges: &[Exchange],
+    ) {
+        let asked = self.asked.entry(tgid).or_default();
+        asked.all += exchanges.len() as u64;
+        let thread = self.threads.get_mut(&tid).filter(|_| alone);
+        let serving = thread.and_then(|thread| Some((thread.serves?.1, &mut thread.calls)));
+        let Some((since_ns, calls)) = serving else {
+            asked.elsewhere += exchanges.len() as u64;
             return;
         };
-        let Some((_, since_ns)) = thread.serves else {
-            return;
-        };
-        for exchange in exchanges.iter().filter(|e| e.started_ns >= since_ns) {
-            thread.calls.add(peer, exchange);
+        for exchange in exchanges {
+            match exchange.started_ns >= since_ns {
+                true => calls.add(peer, exchange),
+                false => asked.elsewhere += 1,
+            }
         }
+    }
+
+    /// What processes that answered requests in the window asked others for, together.
+    pub fn asked_by(&mut self, served: &[Served]) -> Asked {
+        let mut sum = Asked::default();
+        for (tgid, asked) in self.asked.drain() {
+            if served.iter().any(|served| served.key.0 == tgid) {
+                sum.all += asked.all;
+                sum.elsewhere += asked.elsewhere;
+            }
+        }
+        sum
     }
 
     /// Forgets threads that have done nothing for long.

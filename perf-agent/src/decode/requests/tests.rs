@@ -348,21 +348,35 @@ fn what_the_thread_asked_others_for_belongs_to_the_request() {
     // Before the request.
     server
         .requests
-        .called(1, postgresql, &[exchange(query, 2, 3)]);
+        .called((1, PROCESS), true, postgresql, &[exchange(query, 2, 3)]);
     server.reads(1, 7, 10 * MS);
     server
         .requests
-        .called(1, postgresql, &[exchange(query, 11, 31)]);
+        .called((1, PROCESS), true, postgresql, &[exchange(query, 11, 31)]);
     // A pipeline of two, and then another thread's.
     let pipeline = [exchange(get, 40, 42), exchange(get, 40, 43)];
-    server.requests.called(1, redis, &pipeline);
-    server.requests.called(2, redis, &[exchange(get, 44, 45)]);
+    server.requests.called((1, PROCESS), true, redis, &pipeline);
+    server
+        .requests
+        .called((2, PROCESS), true, redis, &[exchange(get, 44, 45)]);
     let mut failed = exchange(query, 50, 60);
     failed.error = Some(server.output.text("57014"));
-    server.requests.called(1, postgresql, &[failed]);
+    server
+        .requests
+        .called((1, PROCESS), true, postgresql, &[failed]);
     server.answers(1, 7, 10 * MS, 110 * MS);
-    server.requests.called(1, redis, &[exchange(get, 120, 121)]);
+    server
+        .requests
+        .called((1, PROCESS), true, redis, &[exchange(get, 120, 121)]);
     let row = server.told().row;
+    // By a process that serves nobody.
+    server
+        .requests
+        .called((9, PROCESS + 1), true, redis, &[exchange(get, 1, 2)]);
+    let served = [Served::of((PROCESS, Protocol::Http, get))];
+    let (all, elsewhere) = (7, 3);
+    assert_eq!(server.requests.asked_by(&served), Asked { all, elsewhere });
+    assert_eq!(server.requests.asked_by(&served), Asked::default());
     let told: Vec<(&str, &str, u64, u64, u64)> = row
         .downstream
         .iter()
@@ -379,6 +393,23 @@ fn what_the_thread_asked_others_for_belongs_to_the_request() {
     assert_eq!((gets.len(), &*gets[0].text), (1, "GET k"));
     assert_eq!((gets[0].count, gets[0].sum_ns), (2, 5 * MS));
     assert_eq!(row.slowest[0].downstream, row.downstream);
+}
+
+#[test]
+fn what_is_asked_on_a_connection_that_threads_share_is_of_no_request() {
+    let mut server = Server::new();
+    server.on_cpu(1, 9 * MS, &[(class::IDLE, 9 * MS)]);
+    server.reads(1, 7, 10 * MS);
+    let exchange = server.exchange(11 * MS, 12 * MS);
+    let peer = (Protocol::Postgresql, 0);
+    server
+        .requests
+        .called((1, PROCESS), false, peer, &[exchange]);
+    server.answers(1, 7, 10 * MS, 20 * MS);
+    assert!(server.told().row.downstream.is_empty());
+    let served = [Served::of((PROCESS, Protocol::Http, TextId::default()))];
+    let (all, elsewhere) = (1, 1);
+    assert_eq!(server.requests.asked_by(&served), Asked { all, elsewhere });
 }
 
 #[test]

@@ -155,11 +155,19 @@ fn reasons(unattributed: &BTreeMap<String, u64>) -> String {
     reasons.join(", ")
 }
 
-/// `98 % of 1,234 requests attributed`.
+/// `98 % of 1,234 requests attributed, 40 of 5,000 calls for none of them`.
 pub fn coverage(requests: &RequestCoverage) -> Option<String> {
+    let elsewhere = match requests.calls_elsewhere {
+        0 => String::new(),
+        n => format!(
+            ", {} of {} calls for none of them",
+            units::count(n),
+            units::count(requests.calls)
+        ),
+    };
     (requests.served > 0).then(|| {
         format!(
-            "{} of {} requests attributed",
+            "{} of {} requests attributed{elsewhere}",
             units::percent(requests.attributed, requests.served),
             units::count(requests.served)
         )
@@ -170,6 +178,23 @@ pub fn coverage(requests: &RequestCoverage) -> Option<String> {
 mod tests {
     use super::*;
     use crate::fixtures::{latency, request};
+
+    #[test]
+    fn calls_that_are_of_no_request_are_told() {
+        let mut seen = RequestCoverage {
+            served: 200,
+            attributed: 200,
+            calls: 5_000,
+            ..RequestCoverage::default()
+        };
+        let told = |seen: &RequestCoverage| coverage(seen).unwrap();
+        assert_eq!(told(&seen), "100 % of 200 requests attributed");
+        seen.calls_elsewhere = 40;
+        assert_eq!(
+            told(&seen),
+            "100 % of 200 requests attributed, 40 of 5,000 calls for none of them"
+        );
+    }
 
     #[test]
     fn a_route_says_where_a_requests_time_went() {

@@ -394,6 +394,8 @@ impl State {
         add_all(&mut sum.sockets.anomalies, &now.sockets.anomalies);
         sum.requests.served += now.requests.served;
         sum.requests.attributed += now.requests.attributed;
+        sum.requests.calls += now.requests.calls;
+        sum.requests.calls_elsewhere += now.requests.calls_elsewhere;
         add_all(&mut sum.requests.unattributed, &now.requests.unattributed);
         sum.frames += now.frames;
         sum.unsymbolized_frames += now.unsymbolized_frames;

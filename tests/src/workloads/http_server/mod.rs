@@ -1,10 +1,11 @@
-//! HTTP servers that know where the time of each request went, on the first port of `--connect`: one
-//! with a [`threads`] for each connection, and one with a single thread for [`all`] of them; and one
-//! that is [`chatty`].
+//! HTTP servers that know where the time of their requests went, on the first port of `--connect`: with
+//! [`threads`] for each connection, with a single thread for [`all`] of them, and with a [`pool`] of sessions
+//! that its threads share; and one that is [`chatty`].
 
 pub mod all;
 pub mod chatty;
 mod peers;
+pub mod pool;
 pub mod threads;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use std::net::{TcpListener, TcpStream};
 
 use super::gate::Options;
 
-/// Connections a server takes; it ends when they have.
+/// Connections a server takes, but for that with a pool; it ends when they have.
 pub const CONNECTIONS: usize = 3;
 
 /// A request's path, and the numbers in its query.

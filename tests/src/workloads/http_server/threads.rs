@@ -1,8 +1,9 @@
-//! A thread for each connection, which answers one request at a time. `/work/N?cpu=MS&lock=MS&pg=MS&redis=N`
+//! A thread for each connection, which answers one request at a time. `/job/N?cpu=MS&lock=MS&pg=MS&redis=N`
 //! computes, waits for a lock that another thread holds, has PostgreSQL sleep and asks Redis for a
-//! key, as long or as often as asked; what it measured of itself meanwhile is the answer.
+//! key, as long or as often as asked. What each request took of its thread, from when its first bytes had come
+//! to when its answer had gone, is told in the end.
 
-use std::io::{self, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::net::TcpStream;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,16 +13,21 @@ use std::time::Duration;
 use super::super::clock::{Clock, clock_ns};
 use super::super::gate::{Gate, Options, join, thread};
 use super::super::meter::Meter;
+use super::super::migrate::{allowed_cpus, pin_to};
 use super::peers::{Postgres, Redis};
 use super::{CONNECTIONS, Request, answer, listen, read};
 
 const WAITS: [&str; 3] = ["lock", "postgresql", "redis"];
+/// What is measured of a request, in nanoseconds.
+const FIGURES: [&str; 6] = ["wall", "cpu", "runq", "lock", "postgresql", "redis"];
 
 pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
     let (listener, peers) = listen(options)?;
     let [redis, postgres] = &peers[..] else {
         return Err(io::Error::other("--connect PORT@REDIS@POSTGRES is missing"));
     };
+    // One for all of them, so that they wait for it.
+    pin_to(allowed_cpus()?[0])?;
     gate.open()?;
     let mut threads = Vec::new();
     for i in 0..CONNECTIONS {
@@ -31,11 +37,11 @@ pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
             Handler::new(&redis, &postgres)?.serve(connection)
         })?);
     }
-    let mut served = 0;
+    let mut requests = Vec::new();
     for thread in threads {
-        served += join(thread)??;
+        requests.extend(join(thread)??);
     }
-    Ok(format!("{{\"served\":{served}}}"))
+    Ok(format!("{{\"requests\":[{}]}}", requests.join(",")))
 }
 
 struct Handler {
@@ -57,36 +63,43 @@ impl Handler {
         })
     }
 
-    /// Until the client goes; how many requests it answered.
-    fn serve(mut self, connection: TcpStream) -> io::Result<u64> {
+    /// Until the client goes; what it measured of each request.
+    fn serve(mut self, connection: TcpStream) -> io::Result<Vec<String>> {
         connection.set_nodelay(true)?;
         let mut connection = BufReader::new(connection);
-        let mut served = 0;
-        while let Some(request) = read(&mut connection)? {
-            let (before, waited) = (self.clock.read()?, self.waited());
+        let mut requests = Vec::new();
+        // Its bytes have come, and nothing was done with them yet.
+        while !connection.fill_buf()?.is_empty() {
+            let before = self.reading()?;
+            let Some(request) = read(&mut connection)? else {
+                break;
+            };
             self.work(&request)?;
-            let (after, now) = (self.clock.read()?, self.waited());
-            let waits = WAITS.iter().zip(now.iter().zip(waited));
-            let waits = waits.map(|(name, (now, before))| {
-                let ns = (*now - before).as_nanos();
-                format!("\"{name}\":{ns}")
-            });
-            let body = format!(
-                "{{\"wall\":{},\"cpu\":{},\"runq\":{},{}}}",
-                after.wall_ns - before.wall_ns,
-                after.cpu_ns - before.cpu_ns,
-                after.runq_ns - before.runq_ns,
-                waits.collect::<Vec<String>>().join(",")
-            );
-            answer(&mut connection, &body)?;
-            served += 1;
+            answer(&mut connection, "done")?;
+            let now = self.reading()?;
+            let figures = FIGURES.iter().zip(now.iter().zip(before));
+            let figures =
+                figures.map(|(name, (now, before))| format!("\"{name}\":{}", now - before));
+            let figures: Vec<String> = figures.collect();
+            requests.push(format!("{{{}}}", figures.join(",")));
         }
         self.holder.end()?;
-        Ok(served)
+        Ok(requests)
     }
 
-    fn waited(&self) -> [Duration; 3] {
-        WAITS.map(|class| self.meter.so_far(class))
+    /// In the order of [`FIGURES`].
+    fn reading(&self) -> io::Result<[u64; 6]> {
+        let now = self.clock.read()?;
+        let waited = |class| self.meter.so_far(class).as_nanos() as u64;
+        let [lock, postgresql, redis] = WAITS.map(waited);
+        Ok([
+            now.wall_ns,
+            now.cpu_ns,
+            now.runq_ns,
+            lock,
+            postgresql,
+            redis,
+        ])
     }
 
     fn work(&mut self, request: &Request) -> io::Result<()> {

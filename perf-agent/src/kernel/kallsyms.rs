@@ -75,6 +75,30 @@ impl Kallsyms {
     }
 }
 
+/// First byte of the kernel's function `name`, and of what comes next; `None` where it is not there or
+/// addresses are hidden. For one function: the whole table takes 85 ms, a function near the beginning 10.
+///
+/// # Errors
+/// That of the reader.
+pub fn range_of(mut reader: impl BufRead, name: &str) -> io::Result<Option<(u64, u64)>> {
+    let mut start = None;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line)? == 0 {
+            return Ok(None);
+        }
+        match (start, function(&line)) {
+            (None, Some((address, found))) if found == name.as_bytes() => start = Some(address),
+            // Several names may be of one address. Those of the kernel itself are in order.
+            (Some(start), Some((address, _))) if address > start => {
+                return Ok(Some((start, address)));
+            }
+            _ => {}
+        }
+    }
+}
+
 /// Address and name of a line that is a function's.
 fn function(line: &[u8]) -> Option<(u64, &[u8])> {
     let mut words = line
@@ -112,6 +136,21 @@ mod tests {
         ] {
             assert_eq!(table.name(address), name, "{address:#x}");
         }
+    }
+
+    #[test]
+    fn a_function_ends_where_the_next_begins() {
+        let text = "ffffffff81000000 T first\n\
+                    ffffffff81001000 t wanted\n\
+                    ffffffff81001000 t alias\n\
+                    ffffffff81001800 D data\n\
+                    ffffffff81002000 t next\n";
+        let range = |name| range_of(text.as_bytes(), name).unwrap();
+        let wanted = Some((0xffff_ffff_8100_1000, 0xffff_ffff_8100_2000));
+        assert_eq!(range("wanted"), wanted);
+        assert_eq!(range("absent"), None);
+        // Nothing says where it ends.
+        assert_eq!(range("next"), None);
     }
 
     #[test]
