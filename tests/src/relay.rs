@@ -9,8 +9,10 @@ use std::thread;
 /// One that listens on a free port of the loopback until the process ends.
 pub struct Relay {
     pub port: u16,
+    /// Connections there were.
+    connections: Arc<AtomicU64>,
     /// Bytes that came from clients, and from the server.
-    counts: Arc<[AtomicU64; 2]>,
+    bytes: Arc<[AtomicU64; 2]>,
     /// Directions of connections that have not ended.
     open: Arc<AtomicU64>,
 }
@@ -23,20 +25,27 @@ impl Relay {
         let port = listener.local_addr().expect("an address").port();
         let relay = Relay {
             port,
-            counts: Arc::default(),
+            connections: Arc::default(),
+            bytes: Arc::default(),
             open: Arc::default(),
         };
-        let (counts, open) = (relay.counts.clone(), relay.open.clone());
+        let (connections, bytes) = (relay.connections.clone(), relay.bytes.clone());
+        let open = relay.open.clone();
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let server = TcpStream::connect(("127.0.0.1", server_port)).expect("the server");
+                // Each piece as it comes, like the peers' own.
+                for end in [&client, &server] {
+                    end.set_nodelay(true).expect("a socket");
+                }
+                connections.fetch_add(1, Ordering::SeqCst);
                 open.fetch_add(2, Ordering::SeqCst);
                 for (way, from, to) in [(0, &client, &server), (1, &server, &client)] {
                     let from = from.try_clone().expect("a socket");
                     let to = to.try_clone().expect("a socket");
-                    let (counts, open) = (counts.clone(), open.clone());
+                    let (bytes, open) = (bytes.clone(), open.clone());
                     thread::spawn(move || {
-                        pass(from, to, &counts[way]);
+                        pass(from, to, &bytes[way]);
                         open.fetch_sub(1, Ordering::SeqCst);
                     });
                 }
@@ -45,12 +54,18 @@ impl Relay {
         relay
     }
 
-    /// Bytes from clients and from the server, once all connections have ended.
-    pub fn counts(&self) -> [u64; 2] {
+    /// Connections it passed on so far.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// Bytes from clients and from the server, once all connections have ended. Those of the server are what
+    /// a client read if it reads to the end.
+    pub fn bytes(&self) -> [u64; 2] {
         crate::servers::until("the end of the connections", || {
             self.open.load(Ordering::SeqCst) == 0
         });
-        [0, 1].map(|way| self.counts[way].load(Ordering::SeqCst))
+        [0, 1].map(|way| self.bytes[way].load(Ordering::SeqCst))
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What the tests run beside the agent. Those of the kernel matrix are named there.
-const PACKAGES: [Package; 25] = [
+const PACKAGES: [Package; 24] = [
     Package {
         name: "gcc",
         purpose: "links the tests and compiles their C workloads",
@@ -86,10 +86,6 @@ const PACKAGES: [Package; 25] = [
     Package {
         name: "python3-pip",
         purpose: "installs a gRPC library and a Kafka broker",
-    },
-    Package {
-        name: "hey",
-        purpose: "a client over Go's TLS",
     },
     Package {
         name: "iproute2",

@@ -589,6 +589,7 @@ impl Live {
         }
         self.kernel.detach();
         self.poll();
+        self.kernel.finish_search();
         self.connections.end();
         self.window()
     }

@@ -5,6 +5,7 @@ pub mod btf;
 mod debug_log;
 pub mod host;
 pub mod kallsyms;
+mod linked_in;
 mod links;
 pub mod maps;
 mod probed;
@@ -240,8 +241,13 @@ impl Kernel {
 
     /// TLS libraries in the targets that cannot be read, as far as they were looked at.
     pub fn unreadable_tls(&self) -> Vec<String> {
-        let names = self.tls.unreadable.iter();
-        names.map(|name| (*name).to_owned()).collect()
+        let names = self.tls.unreadable().into_iter();
+        names.map(str::to_owned).collect()
+    }
+
+    /// Waits until all that the targets have mapped was looked at.
+    pub fn finish_search(&mut self) {
+        self.tls.finish_search();
     }
 
     /// How the signals stand whose programs are uprobes: that of allocations where it was asked for,

@@ -1,7 +1,7 @@
 //! Functions that are probed in files of the target: OpenSSL's and those of allocators. Where a file
 //! has them, and what other TLS library it is made with.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _, path::Path};
+use std::{fs::File, path::Path};
 
 use anyhow::{Context as _, Result};
 use object::{
@@ -187,55 +187,6 @@ pub fn find(file: &Path, functions: &'static [Function]) -> Result<Found> {
     Ok(found)
 }
 
-/// What programs print when they fail has the names of their source files, stripped or not.
-const SOURCES: [(&[u8], &str); 4] = [
-    (b"boringssl-with-bazel/ssl/ssl_lib.c", "BoringSSL"),
-    (b"boringssl/src/ssl/ssl_lib.c", "BoringSSL"),
-    // After those of its descendant, which end in the same way.
-    (b"ssl/ssl_lib.c", "OpenSSL without symbols"),
-    (b"/rustls-0.", "rustls"),
-];
-/// Most of a file's constants that is searched: 30 ms.
-const SEARCHED_MAX: u64 = 64 << 20;
-const PIECE: usize = 64 << 10;
-
-/// The TLS library that is linked into a file without its symbols.
-///
-/// # Errors
-/// As [`find`].
-pub fn linked_in(file: &Path) -> Result<Option<&'static str>> {
-    let file = File::open(file)?;
-    let cache = ReadCache::new(&file);
-    let data = &cache;
-    let header = Header::parse(data)?;
-    let endian = header.endian()?;
-    let sections = header.sections(endian, data)?;
-    let Some((_, constants)) = sections.section_by_name(endian, b".rodata") else {
-        return Ok(None);
-    };
-    let begin = constants.sh_offset(endian);
-    let length = constants.sh_size(endian).min(SEARCHED_MAX);
-    Ok(search(&file, begin, begin.saturating_add(length))?)
-}
-
-/// Searches a range of a file, piece by piece.
-fn search(file: &File, mut at: u64, end: u64) -> io::Result<Option<&'static str>> {
-    // Pieces overlap, so that no name is cut by both.
-    let overlap = SOURCES.iter().map(|(source, _)| source.len()).max();
-    let step = (PIECE - overlap.unwrap_or(0)) as u64;
-    let mut piece = vec![0; PIECE];
-    while at < end {
-        let wanted = (end - at).min(PIECE as u64) as usize;
-        let read = file.read_at(&mut piece[..wanted], at)?;
-        let has = |source| memchr::memmem::find(&piece[..read], source).is_some();
-        if let Some((_, library)) = SOURCES.iter().find(|(source, _)| has(source)) {
-            return Ok(Some(library));
-        }
-        at += step;
-    }
-    Ok(None)
-}
-
 /// Where in the file an address of code is.
 fn offset_of<'a, R: ReadRef<'a>>(
     header: &Header,
@@ -292,21 +243,6 @@ mod tests {
         let own = std::env::current_exe().unwrap();
         assert_eq!(find(&own, TLS.functions).unwrap(), Found::default());
         assert!(find(Path::new("/proc/self/maps"), TLS.functions).is_err());
-    }
-
-    #[test]
-    fn a_library_that_is_linked_in_is_known_by_its_source_files() {
-        use std::io::Write as _;
-        for before in [0, PIECE - 20, PIECE - 1, 3 * PIECE] {
-            let mut file = tempfile::tempfile().unwrap();
-            file.write_all(&vec![b'x'; before]).unwrap();
-            file.write_all(b"/home/me/.cargo/rustls-0.23.5/src/conn.rs")
-                .unwrap();
-            let end = file.metadata().unwrap().len();
-            assert_eq!(search(&file, 0, end).unwrap(), Some("rustls"), "{before}");
-            assert_eq!(search(&file, 0, before as u64 + 20).unwrap(), None);
-        }
-        assert!(linked_in(Path::new("/proc/self/maps")).is_err());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use aya::{
 };
 
 use super::{
+    linked_in::LinkedIn,
     links::{self, Links},
     probed::{self, Beginning, Probed, Site},
     uprobe_cost,
@@ -39,7 +40,8 @@ pub struct Uprobes {
     /// Files without, and why.
     refused: Vec<String>,
     /// TLS libraries that cannot be read, of files looked at.
-    pub unreadable: BTreeSet<&'static str>,
+    unreadable: BTreeSet<&'static str>,
+    linked_in: LinkedIn,
 }
 
 impl Uprobes {
@@ -47,11 +49,11 @@ impl Uprobes {
         Uprobes {
             probed,
             links: Vec::new(),
-            // A command is this program until it is started, which has the names it looks for.
-            seen: key_of(Path::new("/proc/self/exe")).into_iter().collect(),
+            seen: HashSet::new(),
             attached: Vec::new(),
             refused: Vec::new(),
             unreadable: BTreeSet::new(),
+            linked_in: LinkedIn::default(),
         }
     }
 
@@ -99,7 +101,7 @@ impl Uprobes {
             if self.is_library(path) {
                 self.probe(ebpf, links, &file, path);
             } else {
-                self.name_linked_in(&file);
+                self.search(&file);
             }
         }
         self.attached.len() > before
@@ -121,7 +123,12 @@ impl Uprobes {
     }
 
     fn look_at_file(&mut self, ebpf: &mut Ebpf, links: &Links, file: &Path, name: &str) {
-        if key_of(file).is_some_and(|key| self.seen.insert(key)) {
+        let Ok(meta) = fs::metadata(file) else {
+            return;
+        };
+        let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
+        let key = (format!("{major:02x}:{minor:02x}"), meta.ino());
+        if self.seen.insert(key) {
             self.probe(ebpf, links, file, name);
         }
     }
@@ -130,7 +137,7 @@ impl Uprobes {
         let sites = match probed::find(file, self.probed.functions) {
             Ok(found) => {
                 if found.sites.is_empty() && found.other.is_none() {
-                    self.name_linked_in(file);
+                    self.search(file);
                 }
                 self.unreadable.extend(found.other);
                 found.sites
@@ -156,13 +163,23 @@ impl Uprobes {
         }
     }
 
-    /// Names the TLS library that is linked into a file where its functions cannot be found.
-    fn name_linked_in(&mut self, file: &Path) {
+    /// Has a file searched for the TLS library that is linked into it.
+    fn search(&mut self, file: &Path) {
         if self.signal() == links::TLS {
-            // What is no ELF file has nothing linked in.
-            self.unreadable
-                .extend(probed::linked_in(file).ok().flatten());
+            self.linked_in.search(file);
         }
+    }
+
+    /// Waits until what the target has mapped is searched.
+    pub fn finish_search(&mut self) {
+        self.linked_in.finish();
+    }
+
+    /// TLS libraries that cannot be read, as far as files were looked at.
+    pub fn unreadable(&self) -> BTreeSet<&'static str> {
+        let mut names = self.linked_in.names();
+        names.extend(&self.unreadable);
+        names
     }
 
     fn is_library(&self, path: &str) -> bool {
@@ -202,8 +219,9 @@ impl Uprobes {
             parts.push(format!("uprobes on {file}: {}", costs_of(sites, &costs)));
         }
         parts.extend(self.refused.iter().cloned());
-        if !self.unreadable.is_empty() {
-            let names: Vec<&str> = self.unreadable.iter().copied().collect();
+        let unreadable = self.unreadable();
+        if !unreadable.is_empty() {
+            let names: Vec<&str> = unreadable.into_iter().collect();
             parts.push(format!("mapped and not readable: {}", names.join(", ")));
         }
         parts.join("; ")
@@ -295,12 +313,6 @@ fn of_cache(cache: &[u8], probed: &Probed) -> Vec<String> {
         .filter(|text| text.starts_with('/') && is_library(text, probed))
         .map(str::to_owned)
         .collect()
-}
-
-fn key_of(file: &Path) -> Option<FileKey> {
-    let meta = fs::metadata(file).ok()?;
-    let (major, minor) = (libc::major(meta.dev()), libc::minor(meta.dev()));
-    Some((format!("{major:02x}:{minor:02x}"), meta.ino()))
 }
 
 fn is_library(path: &str, probed: &Probed) -> bool {

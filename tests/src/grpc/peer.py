@@ -16,7 +16,7 @@ import grpc
 
 SERVICE = "perf.agent.Orders"
 # Calls of each kind that a client makes at a time, and in how many threads.
-CALLS, THREADS = 100, 8
+THREADS = 8
 ITEMS = 20
 
 
@@ -124,12 +124,12 @@ def client(arguments, counts):
     else:
         channel = grpc.insecure_channel(address)
     if arguments.now:
-        ask(channel, counts, CALLS)
+        ask(channel, counts, arguments.calls)
         print("DONE", counts.json(), flush=True)
     else:
         # The connection is old, and both header tables are filled, when the counted calls begin.
         ask(channel, Counts(), 2)
-        step(counts, lambda: ask(channel, counts, CALLS))
+        step(counts, lambda: ask(channel, counts, arguments.calls))
         sys.stdin.readline()
     channel.close()
 
@@ -139,5 +139,6 @@ parser.add_argument("role", choices=["serve", "ask"])
 parser.add_argument("--port", required=True)
 parser.add_argument("--tls", help="directory of server.key and server.crt")
 parser.add_argument("--now", action="store_true")
+parser.add_argument("--calls", type=int, default=100, help="of each kind by each thread")
 arguments = parser.parse_args()
 (serve if arguments.role == "serve" else client)(arguments, Counts())
