@@ -25,6 +25,7 @@ pub mod memory;
 pub mod meter;
 pub mod migrate;
 pub mod paced_calls;
+pub mod reader;
 pub mod runq;
 pub mod shortlived_thread;
 pub mod sleep_poll;
@@ -65,6 +66,7 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("many-locks", many_locks::run),
     ("migrate", migrate::run),
     ("paced-calls", paced_calls::run),
+    ("reader", reader::run),
     ("runq", runq::run),
     ("shortlived-thread", shortlived_thread::run),
     ("sleep-poll", sleep_poll::run),

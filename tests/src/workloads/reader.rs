@@ -1,0 +1,27 @@
+//! Sends the server of `--connect` (`ADDRESS@REQUEST`, `\r` and `\n` written so) its request, and reads all
+//! that comes.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+
+use super::gate::{Gate, Options};
+
+/// Captured whole, and one piece each.
+const PIECE: usize = 16 << 10;
+
+pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
+    let told = options.connect.as_deref().and_then(|to| to.split_once('@'));
+    let missing = || io::Error::other("--connect ADDRESS@REQUEST is missing");
+    let (address, request) = told.ok_or_else(missing)?;
+    let request = request.replace("\\r", "\r").replace("\\n", "\n");
+    gate.open()?;
+    let mut stream = TcpStream::connect(address)?;
+    stream.write_all(request.as_bytes())?;
+    let (mut bytes, mut piece) = (0, vec![0; PIECE]);
+    loop {
+        match stream.read(&mut piece)? {
+            0 => return Ok(format!("{{\"bytes\":{bytes}}}")),
+            n => bytes += n,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Peers that do not keep to their protocol: each costs one counted error and no memory.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
+use std::time::Duration;
+
+use perf_agent_tests::agent::{Agent, Run};
+use perf_agent_tests::traced::Traced;
+use perf_agent_tests::{PATIENCE, alone};
+use serde_json::Value;
+
+/// What a bad peer sends behind the beginning of its answer.
+const BYTES: usize = 24 << 20;
+/// 32 MB/s: the agent empties a ring of 8 MiB ten times a second.
+const SENT_AT_ONCE: usize = 64 << 10;
+const BETWEEN: Duration = Duration::from_millis(2);
+/// Far less than that: what an allocator keeps.
+const GROWTH_MAX: u64 = 4 << 20;
+
+const PING: &str = "*1\\r\\n$4\\r\\nPING\\r\\n";
+const GET: &str = "GET /a HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n";
+
+/// A client sends the request and reads an answer that begins so and goes on with [`BYTES`] of `more`, until
+/// the peer closes: what went wrong on the connection, and the protocol it was taken for.
+fn answered_with(
+    request: &str,
+    begin: &'static [u8],
+    more: fn(usize) -> u8,
+) -> (BTreeMap<String, u64>, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = format!("{}@{request}", listener.local_addr().unwrap());
+    let length = request.replace("\\r", "\r").replace("\\n", "\n").len();
+    let peer = thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        client.read_exact(&mut vec![0; length]).unwrap();
+        client.write_all(begin).unwrap();
+        let bytes: Vec<u8> = (0..BYTES).map(more).collect();
+        for bytes in bytes.chunks(SENT_AT_ONCE) {
+            client.write_all(bytes).unwrap();
+            thread::sleep(BETWEEN);
+        }
+    });
+    let mut program = Traced::workload(&["reader", "--connect", &to, "--hold"]);
+    let pid = program.pid().to_string();
+    let agent = Agent::start(["trace", "--stacks", "off", "-p", &pid]);
+    // A window before it begins.
+    agent.wait_for("a window", |line| line["type"] == "coverage");
+    program.go();
+    let read = program.done(PATIENCE)["bytes"].as_u64().unwrap();
+    peer.join().unwrap();
+    agent.interrupt();
+    let run = agent.finish(PATIENCE);
+    run.ended_well("interrupt").lost_nothing();
+    assert_eq!(read, (begin.len() + BYTES) as u64);
+    seen(&run, length as u64 + read)
+}
+
+fn seen(run: &Run, bytes: u64) -> (BTreeMap<String, u64>, String) {
+    assert_eq!(run.sum("coverage", "/bytes_seen"), bytes, "{}", run.text);
+    let coverage: Vec<&Value> = run.of_type("coverage").collect();
+    let rss = |line: &Value| line["agent"]["rss_bytes"].as_u64().unwrap();
+    let most = coverage[1..].iter().map(|line| rss(line)).max().unwrap();
+    let before = rss(coverage[0]);
+    assert!(most <= before + GROWTH_MAX, "{most} bytes after {before}");
+    let mut anomalies = BTreeMap::new();
+    for line in coverage {
+        for (what, n) in line["sockets"]["anomalies"].as_object().unwrap() {
+            *anomalies.entry(what.clone()).or_default() += n.as_u64().unwrap();
+        }
+    }
+    let rows = run.of_type("connections");
+    let rows = rows.flat_map(|line| line["connections"].as_array().unwrap());
+    let protocol = rows.last().unwrap()["protocol"].as_str().unwrap();
+    (anomalies, protocol.to_owned())
+}
+
+/// Bytes without an order.
+fn garbage(at: usize) -> u8 {
+    let x = (at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 56) as u8
+}
+
+/// The request has no answer. What came for one is counted once where it is no message at all.
+fn costs(protocol: &str, malformed: bool) -> (BTreeMap<String, u64>, String) {
+    let mut anomalies = BTreeMap::from([("unanswered".to_owned(), 1)]);
+    anomalies.extend(malformed.then(|| ("malformed".to_owned(), 1)));
+    (anomalies, protocol.to_owned())
+}
+
+#[test]
+fn garbage_is_one_malformed_message() {
+    let _alone = alone();
+    let redis = answered_with(PING, b"\0", garbage);
+    let http = answered_with(GET, b"\0", garbage);
+    assert_eq!(redis, costs("redis", true));
+    assert_eq!(http, costs("http", true));
+}
+
+#[test]
+fn a_length_of_two_gibibytes_costs_no_memory() {
+    let _alone = alone();
+    let redis = answered_with(PING, b"$2147483648\r\n", |_| b'x');
+    let head = b"HTTP/1.1 200 OK\r\nContent-Length: 2147483648\r\n\r\n";
+    let http = answered_with(GET, head, |_| b'x');
+    assert_eq!(redis, costs("redis", false));
+    assert_eq!(http, costs("http", false));
+}
+
+#[test]
+fn half_a_message_without_end_is_one_malformed_message() {
+    let _alone = alone();
+    let redis = answered_with(PING, b"+", |_| b'x');
+    let http = answered_with(GET, b"HTTP/1.1 200 OK\r\nA: ", |_| b'x');
+    assert_eq!(redis, costs("redis", true));
+    assert_eq!(http, costs("http", true));
+}
