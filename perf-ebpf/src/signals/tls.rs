@@ -20,7 +20,10 @@ use perf_ebpf_common::{
     },
 };
 
-use super::sockets::{self, DATA, Socket};
+use super::{
+    payload::DATA,
+    sockets::{self, Socket},
+};
 use crate::{file::NO_WAKEUP, prelude::*, shared_maps::CONTROL};
 
 /// By process and `SSL *`. An LRU: processes end without freeing theirs.
