@@ -128,7 +128,10 @@ fn waits_after_each_small_kernel(library: &Library) {
             "{finding}"
         );
         assert!(
-            finding["title"].as_str().unwrap().contains(library.wait),
+            finding["recommendations"][0]
+                .as_str()
+                .unwrap()
+                .contains(library.wait),
             "{finding}"
         );
     }
