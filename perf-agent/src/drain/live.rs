@@ -405,7 +405,7 @@ impl Live {
                     control.as_ptr().write_volatile(Control {
                         slice_start_ns: now,
                         only_whole_calls: self.only_whole_calls.into(),
-                        tls_stopped: 0,
+                        uprobes_stopped: 0,
                     })
                 };
             }
@@ -586,7 +586,7 @@ impl Live {
     pub async fn finish(&mut self) -> Result<()> {
         if let Some(control) = self.kernel.maps.control.element(0) {
             // SAFETY: a live element of the mapped array; the kernel only reads it.
-            unsafe { (&raw mut (*control.as_ptr()).tls_stopped).write_volatile(1) };
+            unsafe { (&raw mut (*control.as_ptr()).uprobes_stopped).write_volatile(1) };
         }
         self.kernel.detach();
         self.poll();

@@ -58,7 +58,7 @@ fn key(t: &ThreadState) -> TlsKey {
 fn stopped() -> bool {
     CONTROL
         .get(0)
-        .is_none_or(|control| control.tls_stopped != 0)
+        .is_none_or(|control| control.uprobes_stopped != 0)
 }
 
 /// A read or write begins.
