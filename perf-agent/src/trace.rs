@@ -26,7 +26,7 @@ use crate::{
     },
     kernel::LoadOptions,
     sink::{Sink, reader_gone},
-    symbolize::Stacks,
+    symbolize::namer::Namer,
     target::Target,
 };
 
@@ -153,7 +153,8 @@ async fn trace(target: Target, collect: &Collect, consumer: &mut dyn Consumer) -
         syscalls: mode_name(collect.syscalls).to_owned(),
         ..Start::default()
     };
-    let stacks = Stacks::new(collect.inlines == Switch::On, &collect.debug_dirs);
+    let namer = Namer::start(collect.inlines == Switch::On, &collect.debug_dirs)
+        .context("starting the thread that names stacks")?;
     let decode = decode::Options {
         raw: collect.unsafe_raw,
     };
@@ -161,7 +162,7 @@ async fn trace(target: Target, collect: &Collect, consumer: &mut dyn Consumer) -
     if let Target::Command(held) = &target {
         options.command = Some(held.program());
     }
-    let mut live = Live::attach(&options, stacks, decode, &pids, start)?;
+    let mut live = Live::attach(&options, namer, decode, &pids, start)?;
     let mut session = Session {
         slices: match collect.syscalls {
             SyscallMode::Sampled => Some(Slices::new(monotonic_ns())),
@@ -193,7 +194,7 @@ async fn trace(target: Target, collect: &Collect, consumer: &mut dyn Consumer) -
         Err(Stop::Trace(e)) => return Err(e),
     };
     let exit_code = session.end_command(reason).await;
-    live.finish()?;
+    live.finish().await?;
     let mut frames = live.take();
     frames.push(Frame::Fact(Fact::End(EndFact {
         reason: reason.name().to_owned(),
@@ -289,6 +290,7 @@ impl Session {
             tokio::select! {
                 _ = stops.interrupt.recv() => return Ok(Reason::Interrupt),
                 _ = stops.terminate.recv() => return Ok(Reason::Terminate),
+                named = live.named() => named?,
                 () = sleep_until(wake) => {}
             }
             let now = Instant::now();
@@ -320,8 +322,13 @@ impl Session {
                 tracing::debug!(pid, "{e:#}");
             }
         }
-        // A host that stood still does not get all the windows it missed, one after another.
-        self.next_window = (self.next_window + self.interval).max(Instant::now());
+        // A host that stood still does not get all the windows it missed one after another, nor a
+        // short one that is soon over: the window after a late one has its whole length.
+        let (next, now) = (self.next_window + self.interval, Instant::now());
+        self.next_window = match next < now + self.interval / 2 {
+            true => now + self.interval,
+            false => next,
+        };
         Ok(())
     }
 

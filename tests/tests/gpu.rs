@@ -9,28 +9,53 @@ use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone, servers};
 use serde_json::Value;
 
+/// A library's file, and its functions that launch a kernel and wait for it.
+struct Library {
+    file: &'static str,
+    launch: &'static str,
+    wait: &'static str,
+}
+
+const CUDA: Library = Library {
+    file: "libcuda.so.1",
+    launch: "cuLaunchKernel",
+    wait: "cuStreamSynchronize",
+};
+
+const HIP: Library = Library {
+    file: "libamdhip64.so.6",
+    launch: "hipLaunchKernel",
+    wait: "hipStreamSynchronize",
+};
+
 /// Builds the library and the program that uses it.
-fn build(directory: &Path) {
-    let source = |name: &str| {
+fn build(directory: &Path, library: &Library) {
+    let gcc = |source: &str, output: &str| {
+        let mut gcc = Command::new("gcc");
+        gcc.args(["-O2", "-pthread"]);
+        // The sources have the names of CUDA.
+        for (theirs, name) in [(CUDA.launch, library.launch), (CUDA.wait, library.wait)] {
+            gcc.arg(format!("-D{theirs}={name}"));
+        }
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/accelerator");
-        format!("{folder}/{name}")
+        gcc.arg(format!("{folder}/{source}"));
+        gcc.arg("-o").arg(directory.join(output));
+        gcc
     };
-    let library = directory.join("libcuda.so.1");
-    let mut gcc = Command::new("gcc");
-    gcc.args(["-O2", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1"]);
-    gcc.arg(source("cuda.c")).arg("-o").arg(&library);
-    servers::to_end(gcc);
-    let mut gcc = Command::new("gcc");
-    gcc.args(["-O2", "-pthread", "-Wl,-rpath,$ORIGIN"]);
-    gcc.arg(source("train.c")).arg(&library);
-    gcc.arg("-o").arg(directory.join("train"));
-    servers::to_end(gcc);
+    let mut shared = gcc("cuda.c", library.file);
+    shared.args(["-shared", "-fPIC"]);
+    shared.arg(format!("-Wl,-soname,{}", library.file));
+    servers::to_end(shared);
+    let mut program = gcc("train.c", "train");
+    program.arg(directory.join(library.file));
+    program.arg("-Wl,-rpath,$ORIGIN");
+    servers::to_end(program);
 }
 
 /// Traces the program for all of its work.
-fn train(mode: &str) -> (Run, Value) {
+fn train(library: &Library, mode: &str) -> (Run, Value) {
     let directory = tempfile::tempdir().unwrap();
-    build(directory.path());
+    build(directory.path(), library);
     let mut command = Command::new(directory.path().join("train"));
     command.args([mode, "4"]);
     let mut program = Traced::start(command, "train");
@@ -70,7 +95,13 @@ fn of_gpu<'a>(found: &[&'a Value]) -> Vec<&'a Value> {
 #[test]
 fn a_wait_after_each_small_kernel_is_found_and_timed_as_the_program_timed_it() {
     let _alone = alone();
-    let (run, done) = train("tiny");
+    for library in [&CUDA, &HIP] {
+        waits_after_each_small_kernel(library);
+    }
+}
+
+fn waits_after_each_small_kernel(library: &Library) {
+    let (run, done) = train(library, "tiny");
     let truth = done["sync_ns"].as_u64().unwrap();
     // The program's own figure has its clock calls, and the run queue after each wake-up.
     let blocked = waited(&run, "blocked_ns") + waited(&run, "cpu_ns");
@@ -96,6 +127,13 @@ fn a_wait_after_each_small_kernel_is_found_and_timed_as_the_program_timed_it() {
             finding["subject"].as_str().unwrap().contains("train_step"),
             "{finding}"
         );
+        assert!(
+            finding["recommendations"][0]
+                .as_str()
+                .unwrap()
+                .contains(library.wait),
+            "{finding}"
+        );
     }
     assert_eq!(
         all.last().unwrap()["window"],
@@ -119,7 +157,7 @@ fn a_wait_after_each_small_kernel_is_found_and_timed_as_the_program_timed_it() {
 #[test]
 fn a_loop_that_waits_for_its_loader_starves_the_accelerator() {
     let _alone = alone();
-    let (run, done) = train("starved");
+    let (run, done) = train(&CUDA, "starved");
     let found = findings(&run);
     let starved: Vec<_> = of_gpu(&found)
         .into_iter()
@@ -145,7 +183,7 @@ fn a_loop_that_waits_for_its_loader_starves_the_accelerator() {
 fn batches_and_a_loader_that_keeps_up_give_nothing_above_low() {
     let _alone = alone();
     for mode in ["batched", "fed"] {
-        let (run, done) = train(mode);
+        let (run, done) = train(&CUDA, mode);
         for finding in of_gpu(&findings(&run)) {
             assert_eq!(finding["impact"], "low", "{mode}, {done}: {finding}");
         }

@@ -25,13 +25,11 @@ use perf_ebpf_common::{
     },
 };
 
-use self::{
-    proc_facts::{resident_bytes, throttled},
-    seeding::fill_listeners,
-};
+pub use self::proc_facts::resident_bytes;
+use self::{proc_facts::throttled, seeding::fill_listeners};
 use super::{
-    Fact, Frame, MapId, ProcessFact, SliceFact, Start, WindowFact, files::Names, seeds,
-    slots::Slots,
+    Fact, Frame, MapId, ProcessFact, SliceFact, Start, WindowFact, files::Names, outbox::Outbox,
+    seeds, slots::Slots,
 };
 use crate::{
     decode::{
@@ -40,7 +38,7 @@ use crate::{
     },
     kernel::{Kernel, LoadOptions, host, kallsyms, raw::MappedArray, tables, unwind::UnwindMaps},
     signals::records::{self, Record},
-    symbolize::{Interpreted, Stacks},
+    symbolize::namer::{Namer, Unnamed},
     unwind::{Request, Unwinder},
 };
 
@@ -60,10 +58,9 @@ struct Process {
 /// A trace under way.
 pub struct Live {
     kernel: Kernel,
-    frames: Vec<Frame>,
+    frames: Outbox,
     processes: HashMap<u32, Process>,
     slots: Slots,
-    stacks: Stacks,
     /// None where no stacks are taken.
     unwinder: Option<Unwinder>,
     names: Names,
@@ -117,7 +114,7 @@ impl Live {
     /// As [`Kernel::load`] and [`Kernel::attach`]; a target that is not there.
     pub fn attach(
         options: &LoadOptions,
-        stacks: Stacks,
+        namer: Namer,
         decode: decode::Options,
         targets: &[u32],
         mut start: Start,
@@ -141,10 +138,9 @@ impl Live {
         kernel.attach()?;
         let mut live = Live {
             kernel,
-            frames: Vec::new(),
+            frames: Outbox::new(namer),
             processes: HashMap::new(),
             slots: Slots::default(),
-            stacks,
             unwinder,
             names: Names::default(),
             kinds: tables::sys_kinds().to_vec(),
@@ -206,7 +202,7 @@ impl Live {
             .chain(&uprobes)
             .map(|s| (s.name.clone(), s.on, s.reason.clone()))
             .collect();
-        self.frames.insert(0, Frame::Fact(Fact::Start(start)));
+        self.frames.push_first(Frame::Fact(Fact::Start(start)));
     }
 
     fn process(&mut self, pid: u32) -> &mut Process {
@@ -246,9 +242,17 @@ impl Live {
         self.processes.contains_key(&pid)
     }
 
-    /// Frames made since the last call.
+    /// Frames made since the last call, but those behind a stack that has no names yet.
     pub fn take(&mut self) -> Vec<Frame> {
-        std::mem::take(&mut self.frames)
+        self.frames.take()
+    }
+
+    /// See [`Outbox::named`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn named(&mut self) -> Result<()> {
+        self.frames.named().await
     }
 
     /// Probes OpenSSL and allocators where a process has them mapped; connections that were there are
@@ -278,7 +282,6 @@ impl Live {
                 tracing::debug!("telling the kernel side of a protocol: {e}");
             }
         }
-        self.stacks.let_go(monotonic_ns(), resident_bytes);
         if let Some((_, since)) = &self.stats
             && monotonic_ns() - since >= BPF_COUNTED_NS
         {
@@ -330,7 +333,7 @@ impl Live {
             Some(Record::Exec(r)) => {
                 self.unprobed.insert(r.tgid);
                 self.gone.insert(r.tgid);
-                self.stacks.forget(r.tgid);
+                self.frames.namer.forget(r.tgid);
                 self.tell_unwinder(Request::Executed(r.tgid));
                 let process = self.process(r.tgid);
                 process.comm = records::comm(&r.comm);
@@ -338,21 +341,19 @@ impl Live {
                 process.threads.insert(r.tgid);
             }
             Some(Record::Stack(r, addresses, python)) => {
-                let whole = u32::from(r.stop) == Stop::Complete as u32;
-                let interpreted = Interpreted {
-                    words: &python,
-                    whole,
-                };
-                let fact = self
-                    .stacks
-                    .name_with(r.id, r.tgid, &addresses, &interpreted);
-                self.frames.push(Frame::Fact(Fact::Stack(fact)));
+                self.frames.push_stack(Unnamed {
+                    id: r.id,
+                    pid: r.tgid,
+                    addresses,
+                    words: python,
+                    whole: u32::from(r.stop) == Stop::Complete as u32,
+                });
             }
             Some(Record::UnixName(id, path)) => self.connections.unix_name(id, &path),
             Some(Record::Met(r)) => self.connections.met(&r.connection),
             Some(Record::Closed(r)) => self.closed.push(r.connection),
             Some(Record::UnwindMissed(r)) => {
-                self.stacks.remap(r.tgid);
+                self.frames.namer.remap(r.tgid);
                 self.tell_unwinder(Request::Missed(r.tgid));
             }
             None => self.undecodable += 1,
@@ -378,7 +379,7 @@ impl Live {
     fn process_ended(&mut self, pid: u32) {
         self.processes.remove(&pid);
         self.gone.insert(pid);
-        self.stacks.forget(pid);
+        self.frames.namer.forget(pid);
         self.tell_unwinder(Request::Ended(pid));
         // Of most that came and went there is none.
         let _ = self.kernel.maps.resident.delete(&pid.to_ne_bytes());
@@ -404,7 +405,7 @@ impl Live {
                     control.as_ptr().write_volatile(Control {
                         slice_start_ns: now,
                         only_whole_calls: self.only_whole_calls.into(),
-                        tls_stopped: 0,
+                        uprobes_stopped: 0,
                     })
                 };
             }
@@ -569,7 +570,7 @@ impl Live {
     }
 
     fn python_walks(&self) -> Result<BTreeMap<String, u64>> {
-        let mut walks = self.stacks.python_counts();
+        let mut walks = self.frames.namer.python_counts();
         for stop in python::Stop::ALL {
             let count = self.per_cpu_sum(&self.kernel.maps.python_walks, stop as u32)?;
             walks.insert(stop.name().to_owned(), count);
@@ -578,20 +579,23 @@ impl Live {
         Ok(walks)
     }
 
-    /// Detaches every hook, then reads what is left.
+    /// Detaches every hook, then reads what is left. All stacks have their names then.
     ///
     /// # Errors
-    /// As [`Live::window`].
-    pub fn finish(&mut self) -> Result<()> {
+    /// As [`Live::window`] and [`Live::named`].
+    pub async fn finish(&mut self) -> Result<()> {
         if let Some(control) = self.kernel.maps.control.element(0) {
             // SAFETY: a live element of the mapped array; the kernel only reads it.
-            unsafe { (&raw mut (*control.as_ptr()).tls_stopped).write_volatile(1) };
+            unsafe { (&raw mut (*control.as_ptr()).uprobes_stopped).write_volatile(1) };
         }
         self.kernel.detach();
         self.poll();
         self.kernel.finish_search();
         self.connections.end();
-        self.window()
+        // Before the window that has what became of them.
+        self.frames.all_named().await?;
+        self.window()?;
+        self.frames.all_named().await
     }
 }
 

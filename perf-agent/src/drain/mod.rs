@@ -7,6 +7,7 @@
 pub mod codec;
 pub mod files;
 pub mod live;
+pub mod outbox;
 pub mod procfs;
 pub mod seeds;
 pub mod slices;

@@ -29,7 +29,7 @@ use crate::sink::units;
 /// Device and inode as `/proc/PID/maps` shows them.
 type FileKey = (String, u64);
 
-/// Probes that are attached (until this is dropped, see `Control::tls_stopped`), and the files looked
+/// Probes that are attached (until this is dropped, see `Control::uprobes_stopped`), and the files looked
 /// at.
 pub struct Uprobes {
     probed: &'static Probed,

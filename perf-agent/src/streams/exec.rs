@@ -12,7 +12,7 @@ use std::{
     },
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
@@ -46,10 +46,28 @@ struct Shared {
     command: String,
     queue: Queue,
     hello: OnceLock<Text>,
-    /// Of the child that runs; taken back before it is reaped, so that the id is its own.
-    running: Mutex<Option<u32>>,
+    running: Mutex<Running>,
     up: AtomicBool,
     restarts: AtomicU64,
+}
+
+#[derive(Default)]
+struct Running {
+    /// Of the child that runs; taken back before it is reaped, so that the id is its own.
+    pid: Option<u32>,
+    /// Whatever runs, or begins to, has to end.
+    asked_to_end: bool,
+}
+
+impl Running {
+    /// Asks the process and those it started to end, where it has to.
+    fn ask(&self) {
+        if let (true, Some(pid)) = (self.asked_to_end, self.pid) {
+            // SAFETY: no memory is touched. It is our child, in a group of its own, and not reaped as
+            // long as its id is here.
+            unsafe { libc::kill(-(pid as i32), libc::SIGTERM) };
+        }
+    }
 }
 
 /// A process that receives findings.
@@ -70,7 +88,7 @@ impl Exec {
             command: command.to_owned(),
             queue: Queue::new(limits.queue_bytes),
             hello: OnceLock::new(),
-            running: Mutex::new(None),
+            running: Mutex::default(),
             up: AtomicBool::new(false),
             restarts: AtomicU64::new(0),
         });
@@ -152,19 +170,22 @@ impl std::fmt::Display for Shared {
 }
 
 impl Shared {
-    fn set_running(&self, pid: Option<u32>) {
-        self.up.store(pid.is_some(), Relaxed);
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = pid;
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the process and those it started to end.
+    fn set_running(&self, pid: Option<u32>) {
+        self.up.store(pid.is_some(), Relaxed);
+        let mut running = self.running();
+        running.pid = pid;
+        running.ask();
+    }
+
+    /// Asks the process to end: the one that runs, or is just being started.
     fn terminate(&self) {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pid) = *running {
-            // SAFETY: no memory is touched. It is our child, in a group of its own, and not reaped as
-            // long as its id is here.
-            unsafe { libc::kill(-(pid as i32), libc::SIGTERM) };
-        }
+        let mut running = self.running();
+        running.asked_to_end = true;
+        running.ask();
     }
 
     fn spawn(&self) -> io::Result<(Child, ChildStdin)> {

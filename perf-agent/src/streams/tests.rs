@@ -377,6 +377,14 @@ fn a_command_that_does_not_end_is_asked_to() {
 }
 
 #[test]
+fn a_command_that_is_just_being_started_is_asked_to_end_as_well() {
+    let exec = Exec::open("dba", "sleep 1000", patient()).unwrap();
+    exec.close();
+    exec.wait(Instant::now());
+    until("ended", || exec.coverage().readers == 0);
+}
+
+#[test]
 fn a_command_that_does_not_read_costs_only_its_own_lines() {
     let exec = Exec::open("dba", "sleep 1000", limits(10_000, Duration::ZERO)).unwrap();
     feed(&exec, &hello());

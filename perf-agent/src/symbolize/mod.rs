@@ -1,11 +1,12 @@
 //! Names the frames of stacks: blazesym (ELF, DWARF), perf maps and the kernel's own list, as soon as
-//! a stack arrives, so that a target which exits has been symbolized already.
+//! a stack arrives ([`namer`]), so that a target which exits has been symbolized already.
 
+pub mod namer;
 mod perf_map;
 mod python;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -109,14 +110,15 @@ impl Stacks {
         self.name_with(id, pid, addresses, &Interpreted::default())
     }
 
-    /// What became of the interpreters' frames, by name in `coverage.python_walks`.
-    pub fn python_counts(&self) -> BTreeMap<String, u64> {
-        [
-            ("shifted", self.pythons.shifted),
-            ("unreadable", self.pythons.unreadable),
-        ]
-        .map(|(name, count)| (name.to_owned(), count))
-        .into()
+    /// Stacks of interpreters in which the two walks did not agree, and frames of theirs that could not be
+    /// read.
+    fn python_counts(&self) -> [u64; 2] {
+        [self.pythons.shifted, self.pythons.unreadable]
+    }
+
+    /// Whether anything is held that may be let go of.
+    fn holds_programs(&self) -> bool {
+        self.loaded
     }
 
     /// Names a stack's frames. `pid` 0 is a kernel stack, from which the scheduler's own frames

@@ -12,6 +12,8 @@ use std::{
     os::unix::fs::MetadataExt as _,
 };
 
+use crate::drain::procfs::inner_tid;
+
 /// Most bytes read of one map, 600,000 functions or so. What is past it has no name.
 const MAX_BYTES: u64 = 64 << 20;
 /// Longest line taken; a name is as long as its writer likes.
@@ -56,8 +58,7 @@ impl PerfMaps {
 /// The map in the process's own mount namespace, under the id it has in its own PID namespace.
 fn open(pid: u32) -> Option<File> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("NSpid:"))?;
-    let inner = line.split_whitespace().next_back()?;
+    let inner = inner_tid(&status).unwrap_or(pid);
     let file = File::open(format!("/proc/{pid}/root/tmp/perf-{inner}.map")).ok()?;
     // Anybody may have put a pipe there, to keep us waiting.
     file.metadata().ok()?.is_file().then_some(file)

@@ -71,7 +71,7 @@ pub struct Control {
     /// is to see as many ends of calls as there are.
     pub only_whole_calls: u64,
     /// Uprobes do nothing any more: it takes the kernel 0.1 s to take one out.
-    pub tls_stopped: u64,
+    pub uprobes_stopped: u64,
 }
 wire!(Control => 16 + 8);
 

@@ -49,7 +49,7 @@ static WALKING: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 fn stopped() -> bool {
     CONTROL
         .get(0)
-        .is_none_or(|control| control.tls_stopped != 0)
+        .is_none_or(|control| control.uprobes_stopped != 0)
 }
 
 /// An allocation of so many bytes begins.

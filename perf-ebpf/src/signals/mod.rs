@@ -7,6 +7,7 @@ pub mod ledger;
 pub mod lifecycle;
 pub mod locks;
 pub mod memory;
+pub mod payload;
 pub mod python;
 pub mod requests;
 pub mod sockets;

@@ -11,10 +11,7 @@ use perf_ebpf_common::{
     },
 };
 
-use super::{
-    ledger,
-    sockets::{DATA, count},
-};
+use super::{ledger, payload::DATA, sockets::count};
 use crate::{file::NO_WAKEUP, prelude::*};
 
 /// Thread `t` moves bytes of a server's connection: tells its account, unless it has not left the CPU

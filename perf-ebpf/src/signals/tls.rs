@@ -20,7 +20,10 @@ use perf_ebpf_common::{
     },
 };
 
-use super::sockets::{self, DATA, Socket};
+use super::{
+    payload::DATA,
+    sockets::{self, Socket},
+};
 use crate::{file::NO_WAKEUP, prelude::*, shared_maps::CONTROL};
 
 /// By process and `SSL *`. An LRU: processes end without freeing theirs.
@@ -55,7 +58,7 @@ fn key(t: &ThreadState) -> TlsKey {
 fn stopped() -> bool {
     CONTROL
         .get(0)
-        .is_none_or(|control| control.tls_stopped != 0)
+        .is_none_or(|control| control.uprobes_stopped != 0)
 }
 
 /// A read or write begins.

@@ -137,9 +137,10 @@ impl Live {
             self.read_histograms(slot);
         }
         let maps = &self.kernel.maps;
+        let mut frames = Vec::new();
         let mut read = |id, map: &RawMap, name| -> Result<()> {
             let entries = map.entries().with_context(|| format!("reading {name}"))?;
-            self.frames.push(Frame::Map(id, entries));
+            frames.push(Frame::Map(id, entries));
             Ok(())
         };
         read(MapId::Sites, &maps.sites, "sites")?;
@@ -153,7 +154,7 @@ impl Live {
             read(MapId::Allocations, &maps.allocations, "allocations")?;
         }
         let mut facts = Vec::new();
-        for frame in &self.frames {
+        for frame in &frames {
             match frame {
                 Frame::Map(MapId::Sites, bytes) => {
                     let owner: HashMap<u32, u32> = self
@@ -167,6 +168,7 @@ impl Live {
                 _ => {}
             }
         }
+        self.frames.extend(frames);
         self.frames.extend(facts.into_iter().map(Frame::Fact));
         Ok(())
     }

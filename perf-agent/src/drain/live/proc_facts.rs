@@ -111,7 +111,7 @@ pub(super) fn throttled(pid: u32) -> Option<(u32, (String, u64, u64, u64))> {
 }
 
 /// Resident memory of this process.
-pub(super) fn resident_bytes() -> u64 {
+pub fn resident_bytes() -> u64 {
     let pages = fs::read_to_string("/proc/self/statm")
         .ok()
         .and_then(|s| s.split_whitespace().nth(1)?.parse::<u64>().ok())

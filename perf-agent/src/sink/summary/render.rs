@@ -19,6 +19,9 @@ const OTHERS: usize = 20;
 pub fn render(state: &State, live: bool) -> Text {
     let mut text = Text::default();
     text.line(answer(state));
+    if let Some(step) = next_step(state) {
+        text.line([plain(step)]);
+    }
     text.line([(Style::Dim, about(state, live))]);
     for signal in off_signals(state) {
         text.line([(Style::Dim, signal)]);
@@ -119,6 +122,13 @@ fn answer(state: &State) -> Vec<Span> {
             units::duration(lifetime),
         )),
     ]
+}
+
+/// The second line: what to do about the first, and who should.
+fn next_step(state: &State) -> Option<String> {
+    let finding = &top_finding(state)?.1.peak;
+    let first = finding.recommendations.first()?;
+    Some(format!("→ {first} · for {}", finding.delegate_to))
 }
 
 fn about(state: &State, live: bool) -> String {

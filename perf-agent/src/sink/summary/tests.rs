@@ -88,13 +88,19 @@ fn text(windows: &[Vec<ProcessReport>]) -> String {
 }
 
 #[test]
-fn the_first_line_is_the_top_finding_in_words() {
+fn the_first_lines_are_the_top_finding_in_words_and_what_to_do_about_it() {
     let text = text(&[vec![contended()], vec![contended()]]);
+    let mut lines = text.lines();
     assert_eq!(
-        text.lines().next().unwrap(),
+        lines.next().unwrap(),
         "app (pid 4242): 48 % of 4.00 s thread time waiting for a lock — lock 0x1000 taken in \
          `update_cache`, held most by worker-1 (1), which meanwhile computes 75 %; a fix gains \
          at most 960 ms/s"
+    );
+    assert_eq!(
+        lines.next().unwrap(),
+        "→ worker-1 (1) computes 75 % of the time it holds it: take that out of the critical \
+         section · for performance-engineer"
     );
 }
 
