@@ -122,7 +122,7 @@ fn search(file: &File, mut at: u64, end: u64) -> io::Result<Names> {
     // Pieces overlap, so that nothing is cut by both.
     let overlap = sources.chain(labels.iter().map(String::len)).max();
     let step = (PIECE - overlap.unwrap_or(0)) as u64;
-    let labels = labels.each_ref().map(|label| Finder::new(label));
+    let labels = labels.each_ref().map(Finder::new);
     let sources = SOURCES.map(|(source, name)| (Finder::new(source), name));
     let mut piece = vec![0; PIECE];
     let (mut names, mut has_label) = (Names::new(), false);
