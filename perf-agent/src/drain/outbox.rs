@@ -8,15 +8,10 @@ use anyhow::Result;
 use super::{Fact, Frame};
 use crate::symbolize::namer::{Namer, Unnamed};
 
-enum Slot {
-    Frame(Frame),
-    /// That of a stack that was given to be named.
-    Stack,
-}
-
 /// Frames, and the thread that some of them wait for.
 pub struct Outbox {
-    slots: VecDeque<Slot>,
+    /// `None` is the place of a stack that was given to be named.
+    slots: VecDeque<Option<Frame>>,
     pub namer: Namer,
 }
 
@@ -29,22 +24,22 @@ impl Outbox {
     }
 
     pub fn push(&mut self, frame: Frame) {
-        self.slots.push_back(Slot::Frame(frame));
+        self.slots.push_back(Some(frame));
     }
 
     pub fn extend(&mut self, frames: impl IntoIterator<Item = Frame>) {
-        self.slots.extend(frames.into_iter().map(Slot::Frame));
+        self.slots.extend(frames.into_iter().map(Some));
     }
 
     /// In front of all others.
     pub fn push_first(&mut self, frame: Frame) {
-        self.slots.push_front(Slot::Frame(frame));
+        self.slots.push_front(Some(frame));
     }
 
     /// The frame that a stack will be.
     pub fn push_stack(&mut self, stack: Unnamed) {
         self.namer.name(stack);
-        self.slots.push_back(Slot::Stack);
+        self.slots.push_back(None);
     }
 
     /// The frames up to the first stack that has no names yet.
@@ -53,15 +48,12 @@ impl Outbox {
     }
 
     fn next(&mut self) -> Option<Frame> {
-        if let Some(Slot::Stack) = self.slots.front() {
+        if self.slots.front()?.is_none() {
             let stack = self.namer.try_next()?;
             self.slots.pop_front();
             return Some(Frame::Fact(Fact::Stack(stack)));
         }
-        match self.slots.pop_front() {
-            Some(Slot::Frame(frame)) => Some(frame),
-            _ => None,
-        }
+        self.slots.pop_front().flatten()
     }
 
     /// Waits until there is more to take because a stack was named: for ever where none is waited for.
@@ -70,12 +62,11 @@ impl Outbox {
     /// # Errors
     /// The thread that names them has ended.
     pub async fn named(&mut self) -> Result<()> {
-        let waits = |slot: &Slot| matches!(slot, Slot::Stack);
-        let Some(first) = self.slots.iter().position(waits) else {
+        let Some(first) = self.slots.iter().position(Option::is_none) else {
             return future::pending().await;
         };
         let stack = self.namer.next().await?;
-        self.slots[first] = Slot::Frame(Frame::Fact(Fact::Stack(stack)));
+        self.slots[first] = Some(Frame::Fact(Fact::Stack(stack)));
         Ok(())
     }
 
@@ -84,7 +75,7 @@ impl Outbox {
     /// # Errors
     /// As [`Outbox::named`].
     pub async fn all_named(&mut self) -> Result<()> {
-        while self.slots.iter().any(|slot| matches!(slot, Slot::Stack)) {
+        while self.slots.iter().any(Option::is_none) {
             self.named().await?;
         }
         Ok(())
