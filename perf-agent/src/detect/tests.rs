@@ -473,6 +473,8 @@ fn a_function_of_the_programs_stays_its_own_with_a_line_of_code_inlined_into_it(
     assert!(at("app::checkout", std, false));
     assert!(at("app::checkout", "src/main.rs:7", false));
     assert!(!at("lock<app::Inventory>", std, true));
+    let of_debian = "/usr/src/rustc-1.96.0/library/std/src/sync/mutex.rs:512";
+    assert!(!at("lock<app::Inventory>", of_debian, true));
     assert!(!at("call_once<app::main::{closure_env#0}, ()>", std, false));
     assert!(!at(
         "<std::sys::sync::mutex::futex::Mutex>::lock_contended",

@@ -297,6 +297,9 @@ fn is_named(frame: &Frame) -> bool {
     frame.symbolized || frame.name.contains("+0x")
 }
 
+/// Where the source of Rust's standard library is: of rustup's compilers, and of Debian's.
+const RUST_LIBRARY: [&str; 2] = ["/rustc/", "/usr/src/rustc-"];
+
 /// Whether a user frame is the program's own code and no runtime's or library's of a language.
 pub fn is_own(frame: &Frame) -> bool {
     let module = frame.module.as_deref().map_or("", base_name);
@@ -308,7 +311,7 @@ pub fn is_own(frame: &Frame) -> bool {
         && frame
             .source
             .as_deref()
-            .is_some_and(|s| s.starts_with("/rustc/"));
+            .is_some_and(|source| RUST_LIBRARY.iter().any(|at| source.starts_with(at)));
     let runtime = RUNTIME_LIBRARIES.iter().any(|lib| module.starts_with(lib))
         || frame.symbolized
             && (frame.module.as_deref().is_some_and(is_python_library)

@@ -35,4 +35,7 @@ fn update_shared_account(account: &Mutex<u64>) {
     let mut balance = account.lock().unwrap_or_else(PoisonError::into_inner);
     *balance += 1;
     std::thread::sleep(HELD);
+    drop(balance);
+    // Or the mutex is let go of in a call that takes this function's place on the stack, as some compilers do.
+    std::hint::black_box(account);
 }
