@@ -62,11 +62,10 @@ impl Outbox {
     /// # Errors
     /// The thread that names them has ended.
     pub async fn named(&mut self) -> Result<()> {
-        let Some(first) = self.slots.iter().position(Option::is_none) else {
+        let Some(waiting) = self.slots.iter_mut().find(|slot| slot.is_none()) else {
             return future::pending().await;
         };
-        let stack = self.namer.next().await?;
-        self.slots[first] = Some(Frame::Fact(Fact::Stack(stack)));
+        *waiting = Some(named(&mut self.namer).await?);
         Ok(())
     }
 
@@ -75,11 +74,16 @@ impl Outbox {
     /// # Errors
     /// As [`Outbox::named`].
     pub async fn all_named(&mut self) -> Result<()> {
-        while self.slots.iter().any(Option::is_none) {
-            self.named().await?;
+        for waiting in self.slots.iter_mut().filter(|slot| slot.is_none()) {
+            *waiting = Some(named(&mut self.namer).await?);
         }
         Ok(())
     }
+}
+
+/// The frame of the next stack.
+async fn named(namer: &mut Namer) -> Result<Frame> {
+    Ok(Frame::Fact(Fact::Stack(namer.next().await?)))
 }
 
 #[cfg(test)]
