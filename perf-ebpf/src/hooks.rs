@@ -14,7 +14,7 @@ use crate::{
     prelude::*,
     registers::Registers,
     signals::{
-        allocations, block_io, cpu, ledger, lifecycle, locks, memory, sockets, syscalls, tls,
+        allocations, block_io, cpu, ledger, lifecycle, memory, sockets, syscalls, tls,
     },
 };
 
@@ -45,9 +45,6 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
         let preempted = ctx.arg::<u64>(0) & 0xff != 0;
         if ledger::switch_out(t, prev, preempted, now) {
             ledger::stack_of_block(&ctx, t, prev);
-            if locks::waits(t) {
-                locks::wait_begins(t, prev, now);
-            }
         }
     }
     if let Some(t) = into {

@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// A program of this package that was built with the test.
 ///
@@ -128,6 +129,30 @@ impl Drop for Traced {
         // Fails only where it has ended already.
         _ = self.child.kill();
         _ = self.child.wait();
+    }
+}
+
+/// A Go program that was built for a test, in a directory of its own.
+pub struct GoProgram(TempDir);
+
+impl GoProgram {
+    /// Builds a source of `src/chain`.
+    pub fn build(source: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap_or_else(|e| panic!("a directory: {e}"));
+        let program = GoProgram(directory);
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("src/chain")
+            .join(source);
+        let mut go = Command::new("go");
+        go.args(["build", "-o"]).arg(program.path()).arg(source);
+        go.env("GOCACHE", program.0.path().join("cache"));
+        go.env("GO111MODULE", "off");
+        crate::servers::to_end(go);
+        program
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.0.path().join("program")
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use perf_agent_tests::agent::{self, Agent, Run};
 use perf_agent_tests::traced::Traced;
 use perf_agent_tests::workloads::memory::{KEPT, KEPT_BYTES, PASSING, PASSING_BYTES};
-use perf_agent_tests::{PATIENCE, alone};
+use perf_agent_tests::{PATIENCE, alone, servers};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -68,6 +69,86 @@ fn growth_is_what_the_process_grew_by_and_its_stacks_are_of_who_made_it_grow() {
     println!("{kept} kept, {grown} grown, {by_keeper} of {all} by the keeper");
     assert!(all.abs_diff(kept) < MIB, "{all} by stacks of {kept}");
     assert!(by_keeper * 10 >= all * 9, "{by_keeper} of {all}: {growth}");
+}
+
+/// What `growth.c` is seen to do in one of its ways, and what it says it took.
+fn trace_growth(way: &str) -> (Run, Value) {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("growth");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/chain/growth.c");
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-O2", "-fomit-frame-pointer", "-o"])
+        .arg(&program)
+        .arg(source);
+    servers::to_end(gcc);
+    let mut command = Command::new(&program);
+    command.arg(way);
+    let mut program = Traced::start(command, "growth");
+    let agent = Agent::start(["trace", "-p", &program.pid().to_string()]);
+    agent.attached();
+    program.go();
+    let done = program.done(PATIENCE);
+    // While it is there: nothing is known of the memory of a process that is gone.
+    agent.interrupt();
+    let run = agent.finish(PATIENCE);
+    run.ended_well("interrupt").lost_nothing();
+    (run, done)
+}
+
+/// Demands that the first stack of the growth finding is of the function, that all growth is what the program
+/// took to 2 MiB (the counter's steps, the stack and what else a process touches), and that of the function
+/// within a twentieth of it.
+fn grows_in(function: &str, way: &str) -> Value {
+    let (run, done) = trace_growth(way);
+    let taken = bytes(&done["taken_bytes"]);
+    let grown = run.sum("ledger", "/memory/grown_bytes");
+    let findings = run.of_type("finding");
+    let found = findings.filter(|f| f["category"] == "memory_growth").last();
+    let found = found.unwrap_or_else(|| panic!("no growth found in {}", run.text));
+    let first = &found["growth"][0];
+    assert!(mentions(first, function), "{found}");
+    assert!(
+        found["subject"].as_str().unwrap().contains(function),
+        "{found}"
+    );
+    let last = run.of_type("profile").last().unwrap();
+    let all = last["growth"].as_array().unwrap().iter();
+    let of_it = all.filter(|row| mentions(row, function));
+    let by_function: u64 = of_it.map(|row| bytes(&row["total_bytes"])).sum();
+    println!("{way}: {taken} taken, {grown} grown, {by_function} by {function}");
+    assert!(grown.abs_diff(taken) < 2 * MIB, "{grown} of {taken}");
+    assert!(
+        by_function.abs_diff(taken) < taken / 20,
+        "{by_function} of {taken}"
+    );
+    done
+}
+
+#[test]
+fn a_heap_that_grows_by_brk_is_told_by_who_allocates() {
+    let _alone = alone();
+    let done = grows_in("keep_small_records", "brk");
+    let (taken, heap) = (bytes(&done["taken_bytes"]), bytes(&done["heap_bytes"]));
+    assert!(heap.abs_diff(taken) < MIB, "it grew otherwise: {done}");
+}
+
+#[test]
+fn memory_that_grows_by_mmap_is_told_by_who_allocates() {
+    let _alone = alone();
+    let done = grows_in("keep_large_buffer", "mmap");
+    assert_eq!(done["heap_bytes"], 0, "it grew otherwise");
+}
+
+/// Nothing of it is there, and no page of the host is gone by it.
+#[test]
+fn memory_that_is_mapped_and_not_touched_is_no_growth() {
+    let _alone = alone();
+    let (run, done) = trace_growth("reserved");
+    assert!(bytes(&done["taken_bytes"]) > 60 * MIB, "{done}");
+    let grown = run.sum("ledger", "/memory/grown_bytes");
+    assert!(grown < MIB, "{grown}");
+    let mut findings = run.of_type("finding");
+    assert!(!findings.any(|f| f["category"] == "memory_growth"));
 }
 
 /// Traces a workload from its beginning on.

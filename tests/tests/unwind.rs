@@ -7,7 +7,7 @@ use std::process::Command;
 
 use perf_agent_tests::agent::{self, Agent, Run};
 use perf_agent_tests::servers::{self, Mariadb, Nginx, Postgres};
-use perf_agent_tests::traced::Traced;
+use perf_agent_tests::traced::{GoProgram, Traced};
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -378,15 +378,8 @@ fn a_rust_program_is_walked_to_its_threads_beginning() {
 #[test]
 fn a_go_program_is_walked_to_the_beginning_of_its_stacks() {
     let _alone = alone();
-    let directory = tempfile::tempdir().unwrap();
-    let program = directory.path().join("chain");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/chain/chain.go");
-    let mut go = Command::new("go");
-    go.args(["build", "-o"]).arg(&program).arg(source);
-    go.env("GOCACHE", directory.path().join("cache"));
-    go.env("GO111MODULE", "off");
-    servers::to_end(go);
-    let mut chain = Traced::start(Command::new(&program), "chain");
+    let built = GoProgram::build("chain.go");
+    let mut chain = Traced::start(Command::new(built.path()), "chain");
     chain.go();
     let run = server_is_walked(chain.pid());
     let sites: Vec<&Value> = run

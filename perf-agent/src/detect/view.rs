@@ -50,8 +50,17 @@ const RUNTIME_PREFIXES: &[&str] = &[
     "__GI_",
     "__syscall",
     "__mem",
+    // Go's standard library, as far as threads wait in it or read the clock.
     "runtime.",
+    "runtime/",
     "syscall.",
+    "internal/",
+    "sync.",
+    "sync/atomic.",
+    "time.",
+    "io.",
+    "net.",
+    "os.",
 ];
 
 /// The same, by their whole name.
@@ -360,6 +369,20 @@ mod tests {
         lock.user_stack.truncate(2);
         assert_eq!(own_function(&lock), None);
         assert_eq!(hot_function(&lock).as_deref(), Some("__lll_lock_wait"));
+    }
+
+    #[test]
+    fn of_a_go_program_the_standard_library_is_passed_over() {
+        let mut lock = site("lock", "futex", 1, 1, None);
+        let names = [
+            "runtime/internal/syscall.Syscall6",
+            "internal/poll.(*FD).Write",
+            "os.(*File).Write",
+            "main.writeLedger",
+            "runtime.goexit",
+        ];
+        lock.user_stack = names.map(|name| frame(name, "/usr/bin/app")).to_vec();
+        assert_eq!(own_function(&lock).as_deref(), Some("main.writeLedger"));
     }
 
     #[test]

@@ -268,6 +268,7 @@ pub fn switch_out(t: &mut ThreadState, task: Typed, preempted: bool, now: u64) -
                 close(t, class::RUNQ, began);
             } else {
                 end_block(t, began);
+                locks::gone(t);
                 t.missed_wake_class = t.site.class + 1;
             }
             close(t, class::CPU, now);
@@ -291,6 +292,11 @@ pub fn switch_out(t: &mut ThreadState, task: Typed, preempted: bool, now: u64) -
         return false;
     }
     find_site(t, task, state);
+    // Before it is known to be blocked: who lets go of the lock meanwhile, on another CPU, must not find it
+    // uncounted. What it would be counted in for then never ends.
+    if locks::waits(t) {
+        locks::wait_begins(t, task, now);
+    }
     t.state = thread_state::BLOCKED;
     end(t);
     true
