@@ -14,7 +14,7 @@ use crate::{
     prelude::*,
     registers::Registers,
     signals::{
-        allocations, block_io, cpu, ledger, lifecycle, memory, sockets, syscalls, tls,
+        allocations, block_io, cpu, ledger, lifecycle, locks, memory, sockets, syscalls, tls,
     },
 };
 
@@ -44,7 +44,9 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     if let Some(t) = out {
         let preempted = ctx.arg::<u64>(0) & 0xff != 0;
         if ledger::switch_out(t, prev, preempted, now) {
+            ledger::blocked(t, prev, now);
             ledger::stack_of_block(&ctx, t, prev);
+            locks::owner_is_read(t, now);
         }
     }
     if let Some(t) = into {

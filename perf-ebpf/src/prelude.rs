@@ -111,6 +111,14 @@ pub fn forgotten<T: Copy>(place: &T) -> T {
     unsafe { core::ptr::read_volatile(place) }
 }
 
+/// Keeps the compiler from moving stores across: volatile ones are ordered among themselves alone. (That the
+/// CPU does not is x86-64's own order.)
+#[inline(always)]
+pub fn ordered() {
+    // SAFETY: no instruction.
+    unsafe { core::arch::asm!("", options(nostack, preserves_flags)) };
+}
+
 /// The element of a key, made as a copy of `empty` where there is none; where there is no room for it, that is
 /// counted as `full`. Where it is there, which is nearly always, it is looked up once.
 #[inline(always)]

@@ -134,7 +134,10 @@ fn did_what_it_measured(
     };
     let slack = slack(held, holder.holds) + stolen.as_nanos() as u64;
     let unknown = holder.in_class("unknown");
-    let what = format!("{what}: {want} ns by its own clock, {:?}", holder.meanwhile);
+    let what = format!(
+        "{what}: {want} ns by its own clock, {:?}, {stolen:?} stolen",
+        holder.meanwhile
+    );
     assert!(got + unknown + slack >= want, "{what}");
     assert!(got <= want + before_ns + slack, "{what}");
     // A disk that is memory blocks nobody.

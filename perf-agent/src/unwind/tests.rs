@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
+    process::{Command, Stdio},
     sync::{Arc, Mutex},
 };
 
@@ -16,7 +17,7 @@ use perf_ebpf_common::signals::{
 };
 
 use super::{
-    Request, Unwinder,
+    Request, Unwinder, builder,
     compile::{self, Frames},
     mappings,
     object::Image,
@@ -287,4 +288,32 @@ proptest::proptest! {
             compile::compile(&hostile, |a, r| writer.row(a, r)).map(drop)
         });
     }
+}
+
+/// Its name is known to the kernel by then, which answers for it in another way than for one never seen.
+#[test]
+fn a_mapping_of_a_process_that_just_ended_went_away() {
+    let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+    let of_cat = |mapping: &mappings::Mapping| mapping.name.ends_with("/cat");
+    let mapping = loop {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", child.id())).unwrap();
+        if let Some(mapping) = mappings::parse(&maps).into_iter().find(of_cat) {
+            break mapping;
+        }
+    };
+    let link = mapping.link(child.id());
+    fs::symlink_metadata(&link).unwrap();
+    drop(child.stdin.take());
+    // It stays as a zombie.
+    let mut info = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOWAIT;
+    let waited = unsafe { libc::waitid(libc::P_PID, child.id(), &mut info, options) };
+    assert_eq!(waited, 0);
+    let zombie = File::open(&link).unwrap_err();
+    assert!(builder::went_away(&zombie), "{zombie}");
+    child.wait().unwrap();
+    let gone = File::open(&link).unwrap_err();
+    assert!(builder::went_away(&gone), "{gone}");
+    let refused = io::Error::from_raw_os_error(libc::EACCES);
+    assert!(!builder::went_away(&refused));
 }

@@ -60,13 +60,15 @@ pub fn thread(tid: u32) -> Option<&'static mut ThreadState> {
 /// Opens an update; see [`ThreadState`] for the order.
 #[inline(always)]
 pub fn begin(t: &mut ThreadState) {
-    // SAFETY: a field of a live map value; volatile keeps it before the update.
+    // SAFETY: a field of a live map value.
     unsafe { core::ptr::write_volatile(&raw mut t.seq_tail, t.seq.wrapping_add(1)) };
+    ordered();
 }
 
 /// Closes an update.
 #[inline(always)]
 pub fn end(t: &mut ThreadState) {
+    ordered();
     // SAFETY: as in `begin`.
     unsafe { core::ptr::write_volatile(&raw mut t.seq, t.seq_tail) };
 }
@@ -239,8 +241,8 @@ const fn default_net(kind: u8) -> u8 {
     }
 }
 
-/// `prev` leaves the CPU; true where it blocks. The stacks of a block are taken apart, by
-/// [`stack_of_block`].
+/// `prev` leaves the CPU; true where it blocks: its update is left open for [`blocked`] then, and the stacks
+/// are taken apart, by [`stack_of_block`].
 ///
 /// VERIFIER: a function of its own, so that the many ways through it end in one state: inlined, each
 /// of them is followed through the stack walks (274,000 instructions, 0.3 s at every attach).
@@ -292,14 +294,19 @@ pub fn switch_out(t: &mut ThreadState, task: Typed, preempted: bool, now: u64) -
         return false;
     }
     find_site(t, task, state);
-    // Before it is known to be blocked: who lets go of the lock meanwhile, on another CPU, must not find it
-    // uncounted. What it would be counted in for then never ends.
+    true
+}
+
+/// The thread of which [`switch_out`] said so is blocked, for others to see.
+#[inline(always)]
+pub fn blocked(t: &mut ThreadState, task: Typed, now: u64) {
+    // Before they see it: who lets go of the lock meanwhile, on another CPU, must not find it uncounted.
+    // What it would be counted in for then never ends.
     if locks::waits(t) {
         locks::wait_begins(t, task, now);
     }
     t.state = thread_state::BLOCKED;
     end(t);
-    true
 }
 
 /// The current thread's account is about to be told: what its closed intervals lack is put right first.
