@@ -268,9 +268,12 @@ pub struct Sizes {
     /// Most bytes of one send or receive that are looked at
     #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16384))]
     pub capture_bytes: Option<u32>,
-    /// Memory for unwind tables, in the kernel, in bytes.
+    /// Memory for unwind tables, in the kernel, in bytes
     #[arg(long, hide = true, value_name = "BYTES")]
     pub unwind_bytes: Option<u32>,
+    /// One in so many remembered stacks is walked again, to be compared; rounded up to a power of two
+    #[arg(long, hide = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub memo_check_one_in: Option<u32>,
 }
 
 /// Where the output goes. With a file the NDJSON goes there, and standard output is left to the

@@ -227,6 +227,7 @@ fn load_options(collect: &Collect) -> LoadOptions {
         command: None,
         every_program: false,
         unwind_bytes: sizes.unwind_bytes.unwrap_or(default.unwind_bytes),
+        memo_check_one_in: sizes.memo_check_one_in.unwrap_or(default.memo_check_one_in),
         debug: tracing::enabled!(target: "perf_ebpf", tracing::Level::DEBUG),
     }
 }

@@ -78,9 +78,11 @@ fn a_futex_that_threads_wait_for_is_a_lock_with_its_places_and_who_lets_go() {
         in_calls <= waited + queued + 50_000 * calls,
         "{waited} ns, {queued} ns in the run queue: {truth}"
     );
-    // The runtime has locks of its own.
-    let of_it = |site: &&Value| site["detail"]["address"] == truth["address"];
-    for site in sites(&run, "lock").filter(of_it) {
+    for site in sites(&run, "lock") {
+        // The runtime has locks of its own.
+        if site["detail"]["address"] != truth["address"] {
+            continue;
+        }
         assert!(
             names(site, "user_stack").contains(&"main.takeLedger"),
             "{site}"

@@ -278,20 +278,20 @@ fn calls_of_one_function_are_told_apart() {
 }
 
 /// Traces a server in the middle of its work: fewer than 1 % of its walks fail, and fewer than
-/// 0.5 % of the remembered stacks that were checked were wrong.
+/// 0.5 % of the remembered stacks were wrong, of which every fourth is checked here.
 fn server_is_walked(pid: u32) -> Run {
     let pid = pid.to_string();
+    let mut arguments = vec!["trace", "-p", &pid, "--duration", "6s"];
     // What these servers send in a second is more than is read of sockets in one.
-    let arguments = ["trace", "-p", &pid, "--duration", "6s", "--sockets", "off"];
+    arguments.extend(["--sockets", "off", "--memo-check-one-in", "4"]);
     let run = agent::run(arguments, PATIENCE);
     run.ended_well("duration").lost_nothing();
     walks_are_whole(&run, &["complete"], 10);
     let memo = |field: &str| run.sum("coverage", &format!("/stack_memo/{field}"));
     let (checked, mismatched) = (memo("checked"), memo("mismatched"));
-    assert!(
-        mismatched * 200 <= checked.max(400),
-        "{mismatched} of {checked}"
-    );
+    println!("{mismatched} of {checked} remembered stacks were wrong");
+    assert!(checked >= 50, "{checked} remembered stacks checked");
+    assert!(mismatched * 200 <= checked, "{mismatched} of {checked}");
     run
 }
 

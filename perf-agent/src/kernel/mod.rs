@@ -55,6 +55,8 @@ pub struct LoadOptions {
     /// Memory for unwind tables, in the kernel. Two million rows and their indices in 16 MiB; all
     /// that MariaDB maps takes about three.
     pub unwind_bytes: u32,
+    /// One in so many remembered stacks is walked again, rounded up to a power of two.
+    pub memo_check_one_in: u32,
     /// Attach the programs' debug log.
     pub debug: bool,
     /// Probe OpenSSL.
@@ -81,6 +83,7 @@ impl Default for LoadOptions {
             data_ring_bytes: 8 << 20,
             max_connections: 16384,
             unwind_bytes: 16 << 20,
+            memo_check_one_in: 128,
             debug: false,
             tls: true,
             allocations: None,
@@ -420,7 +423,7 @@ fn settings(options: &LoadOptions, types: &Btf, offsets: &Offsets) -> Result<Set
     settings.promote_after_ns = 1_000_000_000;
     settings.follow_children = options.follow_children.into();
     settings.stacks = options.stacks.into();
-    settings.memo_check_one_in = 128;
+    settings.memo_check_one_in = options.memo_check_one_in.next_power_of_two();
     settings.alloc_sample_bytes = options.allocations.unwrap_or(DEFAULT_SAMPLE_BYTES);
     settings.debug = options.debug.into();
     settings.capture_bytes = options.capture_bytes.min(CAPTURE_MAX as u32);
