@@ -10,6 +10,8 @@ const MAX_UNDECIDED_PIECES: usize = 16;
 const MAX_UNDECIDED_BYTES: usize = 8192;
 /// Pieces looked at before a connection counts as unknown.
 const MAX_TRIES: u32 = 64;
+/// Bytes of answers kept until the request they came before is told of.
+const MAX_HELD_BYTES: usize = 64 << 10;
 /// Malformed messages after which a protocol is given up, where it gave nothing that made sense.
 const MAX_MALFORMED: u64 = 3;
 
@@ -43,6 +45,32 @@ enum Speaks {
     Unknown,
 }
 
+/// A part of an answer that is held until its request comes.
+enum Held {
+    Bytes(Vec<u8>),
+    Gap(u64),
+}
+
+impl Held {
+    /// Memory.
+    fn bytes(&self) -> usize {
+        match self {
+            Held::Bytes(bytes) => bytes.len(),
+            Held::Gap(_) => 0,
+        }
+    }
+}
+
+/// Gives a decoder what was held of an answer.
+fn let_go(held: &mut Vec<(u64, Held)>, decoder: &mut dyn Decoder, output: &mut Output) {
+    for (at_ns, part) in std::mem::take(held) {
+        match part {
+            Held::Bytes(bytes) => decoder.bytes(Direction::Response, at_ns, &bytes, output),
+            Held::Gap(count) => decoder.gap(Direction::Response, at_ns, count, output),
+        }
+    }
+}
+
 impl Speaks {
     const UNDECIDED: Speaks = Speaks::Undecided {
         pieces: Vec::new(),
@@ -65,7 +93,7 @@ pub struct Conversation {
     /// Thread of the last request.
     asked_by: u32,
     /// An answer that came before its request, from another thread.
-    held: Vec<(u64, Vec<u8>)>,
+    held: Vec<(u64, Held)>,
     malformed: u64,
     answered: u64,
     /// Run of one text, for [`super::statements`].
@@ -211,19 +239,22 @@ impl Conversation {
             Speaks::Encrypted(_) | Speaks::Unknown => {}
             Speaks::Undecided { .. } => self.decide(direction, at_ns, bytes, output),
             Speaks::Decoded(_, decoder) => {
-                let answer = direction == Direction::Response;
+                let before = (output.exchanges.len(), output.anomalies.len());
                 // The kernel tells of a send when it has ended. Where another thread receives, the
                 // answer may be told of first.
-                if answer && self.shared && self.client && decoder.in_flight() == 0 {
-                    self.held.push((at_ns, bytes.to_vec()));
-                    return;
-                }
-                let before = (output.exchanges.len(), output.anomalies.len());
-                decoder.bytes(direction, at_ns, bytes, output);
-                if !answer && !self.held.is_empty() {
-                    for (at_ns, bytes) in std::mem::take(&mut self.held) {
-                        decoder.bytes(Direction::Response, at_ns, &bytes, output);
+                let answer = direction == Direction::Response;
+                let early = answer && self.shared && self.client && decoder.in_flight() == 0;
+                if early {
+                    self.held.push((at_ns, Held::Bytes(bytes.to_vec())));
+                    let held: usize = self.held.iter().map(|(_, part)| part.bytes()).sum();
+                    if held <= MAX_HELD_BYTES {
+                        return;
                     }
+                } else {
+                    decoder.bytes(direction, at_ns, bytes, output);
+                }
+                if early || !answer {
+                    let_go(&mut self.held, decoder.as_mut(), output);
                 }
                 self.judge(before, output);
             }
@@ -278,6 +309,9 @@ impl Conversation {
     #[inline(never)]
     fn gap(&mut self, direction: Direction, at_ns: u64, count: u64, output: &mut Output) {
         match &mut self.speaks {
+            Speaks::Decoded(..) if direction == Direction::Response && !self.held.is_empty() => {
+                self.held.push((at_ns, Held::Gap(count)));
+            }
             Speaks::Decoded(_, decoder) => decoder.gap(direction, at_ns, count, output),
             Speaks::Undecided { pieces, .. } => {
                 pieces.clear();
@@ -335,9 +369,7 @@ impl Conversation {
     /// Lets go of answers that were held for a request which did not come.
     pub fn release(&mut self, output: &mut Output) {
         if let Speaks::Decoded(_, decoder) = &mut self.speaks {
-            for (at_ns, bytes) in std::mem::take(&mut self.held) {
-                decoder.bytes(Direction::Response, at_ns, &bytes, output);
-            }
+            let_go(&mut self.held, decoder.as_mut(), output);
         }
     }
 }
@@ -358,123 +390,4 @@ fn best(direction: Direction, bytes: &[u8], excluded: u32) -> Option<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::decode::Options;
-
-    const REQUEST: &[u8] = b"GET /a HTTP/1.1\r\n\r\n";
-    const ANSWER: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
-
-    /// Four requests of a client that waits for each answer, by one thread; of the eight pieces some
-    /// are lost.
-    fn exchanges_without(lost: &[usize]) -> (usize, Vec<(Anomaly, u64)>) {
-        let mut conversation = Conversation::new(true, Joined::AtStart);
-        let mut output = Output::new(Options::default());
-        let (mut sent, mut received) = (0, 0);
-        for i in 0..8 {
-            let request = i % 2 == 0;
-            let bytes = if request { REQUEST } else { ANSWER };
-            let (position, other_position) = if request {
-                (sent, received)
-            } else {
-                (received, sent)
-            };
-            if !lost.contains(&i) {
-                let piece = Captured {
-                    sent: request,
-                    at_ns: i as u64,
-                    tid: 1,
-                    position,
-                    other_position,
-                    bytes: bytes.len() as u64,
-                    head: bytes,
-                    tail: &[],
-                };
-                conversation.take(&piece, &mut output);
-            }
-            *if request { &mut sent } else { &mut received } += bytes.len() as u64;
-        }
-        conversation.end(&mut output);
-        (output.exchanges.len(), output.anomalies)
-    }
-
-    /// Takes pieces of one thread, whether it is sent and its bytes, from the one at `joined_at` on.
-    fn takes<'a>(
-        conversation: &mut Conversation,
-        pieces: impl Iterator<Item = (bool, &'a [u8])>,
-        joined_at: usize,
-        output: &mut Output,
-    ) {
-        let mut positions = [0; 2];
-        for (at_ns, (sent, bytes)) in pieces.enumerate().skip(joined_at) {
-            let way = usize::from(sent);
-            let piece = Captured {
-                sent,
-                at_ns: at_ns as u64,
-                tid: 1,
-                position: positions[way],
-                other_position: positions[1 - way],
-                bytes: bytes.len() as u64,
-                head: bytes,
-                tail: &[],
-            };
-            positions[way] += piece.bytes;
-            conversation.take(&piece, output);
-        }
-    }
-
-    #[test]
-    fn a_protocol_is_recognised_where_lengths_are_read_apart_from_the_rest() {
-        const REQUEST: &[u8] = b"\0\0\0\x0d\0\x12\0\0\0\0\0\x01\0\x03abc";
-        const ANSWER: &[u8] = b"\0\0\0\x0a\0\0\0\x01\0\0\0\0\0\0";
-        for joined in [Joined::AtStart, Joined::Late] {
-            let mut conversation = Conversation::new(false, joined);
-            let mut output = Output::new(Options::default());
-            let pieces = [
-                (false, &REQUEST[..4]),
-                (false, &REQUEST[4..]),
-                (true, ANSWER),
-            ];
-            takes(&mut conversation, pieces.into_iter(), 0, &mut output);
-            assert_eq!(conversation.protocol(), Some(Protocol::Kafka));
-            assert_eq!(output.anomalies, []);
-            let [exchange] = &output.exchanges[..] else {
-                panic!("{:?}", output.exchanges);
-            };
-            assert_eq!(output.text_of(exchange.text), "ApiVersions");
-        }
-    }
-
-    #[test]
-    fn a_client_that_writes_in_small_pieces_may_be_joined_in_the_middle_of_one() {
-        const REQUEST: [&str; 5] = ["*2\r\n$3\r\nGET\r\n$", "8", "\r\n", "cart:755", "\r\n"];
-        const ANSWER: &str = "$12\r\napples:3;tea\r\n";
-        for joined_at in 0..6 {
-            let mut conversation = Conversation::new(true, Joined::Late);
-            let mut output = Output::new(Options::default());
-            let exchange = REQUEST.map(|piece| (true, piece.as_bytes()));
-            let exchange = exchange.into_iter().chain([(false, ANSWER.as_bytes())]);
-            takes(
-                &mut conversation,
-                exchange.cycle().take(60),
-                joined_at,
-                &mut output,
-            );
-            assert_eq!(conversation.protocol(), Some(Protocol::Redis));
-            // The first may be lost with its beginning, and no other.
-            let whole = output.exchanges.len();
-            assert!(whole >= 9, "joined at {joined_at}: {whole} of 10");
-        }
-    }
-
-    #[test]
-    fn what_is_lost_costs_its_own_exchange_and_no_other() {
-        assert_eq!(exchanges_without(&[]), (4, vec![]));
-        let answer = [(Anomaly::Unanswered, 1), (Anomaly::Resynced, 1)];
-        assert_eq!(exchanges_without(&[3]), (3, answer.to_vec()));
-        let request = [(Anomaly::Orphan, 1), (Anomaly::Resynced, 1)];
-        assert_eq!(exchanges_without(&[4]), (3, request.to_vec()));
-        assert_eq!(exchanges_without(&[2, 3]).0, 3);
-        assert_eq!(exchanges_without(&[3, 4]).0, 2);
-    }
-}
+mod tests;
