@@ -29,7 +29,11 @@ fn text(output: &Output) -> String {
 fn profile(workload: &str, arguments: &[&str]) -> String {
     let mut program = Traced::workload(&[workload, "--seconds", "30"]);
     program.go();
-    let pid = program.pid().to_string();
+    profile_of(program.pid(), arguments)
+}
+
+fn profile_of(pid: u32, arguments: &[&str]) -> String {
+    let pid = pid.to_string();
     let mut all = vec!["profile", "-p", &pid, "--duration", "2s"];
     all.extend(arguments);
     text(&agent(&all))
@@ -95,6 +99,36 @@ fn code_made_at_run_time_is_named_by_a_perf_map_in_the_mount_namespace_of_the_pr
         });
         assert!(called, "{workload}: not under its caller\n{text}");
     }
+}
+
+#[test]
+fn functions_of_node_are_named_by_its_own_perf_map() {
+    let _alone = alone();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/chain/hot.js");
+    let mut node = Command::new("node");
+    node.args(["--perf-basic-prof", "--interpreted-frames-native-stack"]);
+    // It leaves a log of its own where it runs.
+    let directory = tempfile::tempdir().unwrap();
+    node.arg(source).current_dir(directory.path());
+    let mut program = Traced::start(node, "node");
+    program.go();
+    let text = profile_of(program.pid(), &["--mode", "cpu", "--folded", "-"]);
+    let map = format!("/tmp/perf-{}.map", program.pid());
+    drop(program);
+    fs::remove_file(map).unwrap();
+    let (mut total, mut hot) = (0, 0);
+    for (_, functions, ns) in folded(&text) {
+        // Before the name stands how well it is compiled, behind it the place in the source.
+        let at = |name| functions.iter().position(|f| f.contains(name));
+        let (caller, callee) = (at("settleAccounts "), at("checksumOrders "));
+        total += ns;
+        // Compiled as one, the caller's name is what both have.
+        if caller.is_some() && (callee.is_none() || callee > caller) {
+            hot += ns;
+        }
+    }
+    assert!(text.contains("checksumOrders "), "{text}");
+    assert!(hot > total / 10 * 8, "{hot} of {total} ns\n{text}");
 }
 
 #[test]

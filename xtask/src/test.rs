@@ -104,6 +104,14 @@ const PACKAGES: [Package; 24] = [
         purpose: "compiles a workload in Go, and has pprof",
     },
     Package {
+        name: "nodejs",
+        purpose: "compiles at run time, and writes a perf map of that",
+    },
+    Package {
+        name: "bpftool",
+        purpose: "another count of what the kernel side's maps hold",
+    },
+    Package {
         name: "chromium",
         purpose: "opens a flame graph",
     },
