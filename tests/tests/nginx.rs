@@ -227,6 +227,38 @@ fn pipelines_and_streams_are_counted_as_their_client_counts_them() {
     }
 }
 
+/// Streams that are asked for one by one have each a ledger of the worker's time; of those that are served
+/// side by side it is told that they have none.
+#[test]
+fn streams_are_attributed_one_by_one_and_told_apart_from_interleaved_ones() {
+    const STREAMS: u64 = 400;
+    let _alone = alone();
+    let nginx = Nginx::start();
+    let url = format!("http://127.0.0.1:{}/small", nginx.http2);
+    for (side_by_side, at_once) in [(false, "1"), (true, "10")] {
+        let mut h2load = Command::new("h2load");
+        h2load.args(["-c", "1", "-m", at_once, "-n"]);
+        h2load.arg(STREAMS.to_string()).arg(&url);
+        let agent = trace(&nginx, &["--interval", "100s"]);
+        servers::to_end(h2load);
+        let run = end(agent);
+        run.lost_nothing();
+        let [row] = &rows(&run, "requests").collect::<Vec<_>>()[..] else {
+            panic!("{}", run.text);
+        };
+        assert_eq!(
+            (&row["text"], &row["count"]),
+            (&"GET /small".into(), &STREAMS.into())
+        );
+        let unattributed = row["unattributed"].as_object().unwrap();
+        let attributed = row["attributed"].as_u64().unwrap();
+        let others: u64 = unattributed.values().map(|n| n.as_u64().unwrap()).sum();
+        println!("{at_once} at once: {attributed} attributed, {unattributed:?}");
+        assert_eq!(attributed + others, STREAMS, "{row}");
+        assert_eq!(others > 0, side_by_side, "{row}");
+    }
+}
+
 #[test]
 fn requests_inside_tls_are_counted_as_those_in_the_clear() {
     let _alone = alone();

@@ -12,49 +12,60 @@ pub fn targets(rows: &[Row], own: Option<OwnCost>) -> Vec<Target> {
         rows.iter()
             .find(|row| row.load == load && row.tracer == tracer)
     };
-    let share = |load, tracer, peer| Some(row(load, tracer)?.added() / row(load, peer)?.added());
+    // What it adds, as a part of what another tracer adds.
+    let share = |what, load, tracer, peer, most| {
+        let share = || Some(row(load, tracer)?.added() / row(load, peer)?.added());
+        target(what, share(), "ratio", Bound::AtMost(most))
+    };
+    let keeps = |what, load, tracer, least| {
+        let kept = row(load, tracer).map(Row::kept);
+        target(what, kept, "ratio", Bound::AtLeast(least))
+    };
+    use tracer::{DEFAULT, FULL, LEDGER, OFFCPU_STACKS, OFFCPU_SUM, SYSCALLS};
     [
-        target(
+        share(
             "ledger without stacks, added to a round trip, of bpftrace's off-CPU sum",
-            share(PING_PONG, tracer::LEDGER, tracer::OFFCPU_SUM),
-            "ratio",
-            Bound::AtMost(0.40),
+            PING_PONG,
+            LEDGER,
+            OFFCPU_SUM,
+            0.40,
         ),
-        target(
+        share(
             "stacks of every block, added to a round trip, of bpftrace's",
-            share(PING_PONG, tracer::DEFAULT, tracer::OFFCPU_STACKS),
-            "ratio",
-            Bound::AtMost(0.25),
+            PING_PONG,
+            DEFAULT,
+            OFFCPU_STACKS,
+            0.25,
         ),
         target(
             "samples of the CPU: what a program that computes keeps",
-            row(COMPUTE, tracer::DEFAULT).map(|row| 1.0 / row.kept()),
+            row(COMPUTE, DEFAULT).map(|row| 1.0 / row.kept()),
             "ratio",
             Bound::AtLeast(0.98),
         ),
-        target(
+        keeps(
             "ledger without stacks: what Redis keeps of its throughput",
-            row(REDIS, tracer::LEDGER).map(Row::kept),
-            "ratio",
-            Bound::AtLeast(0.97),
+            REDIS,
+            LEDGER,
+            0.97,
         ),
-        target(
+        keeps(
             "default with decoding: what Redis keeps of its throughput",
-            row(REDIS, tracer::DEFAULT).map(Row::kept),
-            "ratio",
-            Bound::AtLeast(0.93),
+            REDIS,
+            DEFAULT,
+            0.93,
         ),
-        target(
+        keeps(
             "default with decoding: what Redis keeps, pipelines of 16",
-            row(PIPELINE, tracer::DEFAULT).map(Row::kept),
-            "ratio",
-            Bound::AtLeast(0.90),
+            PIPELINE,
+            DEFAULT,
+            0.90,
         ),
-        target(
+        keeps(
             "default with decoding: what pgbench keeps, prepared selects",
-            row(POSTGRES, tracer::DEFAULT).map(Row::kept),
-            "ratio",
-            Bound::AtLeast(0.97),
+            POSTGRES,
+            DEFAULT,
+            0.97,
         ),
         target(
             "lost at those rates",
@@ -62,21 +73,23 @@ pub fn targets(rows: &[Row], own: Option<OwnCost>) -> Vec<Target> {
             "events",
             Bound::AtMost(0.0),
         ),
-        target(
+        share(
             "syscalls in full, added to a call, of bpftrace's histogram",
-            share(READ, tracer::FULL, tracer::SYSCALLS),
-            "ratio",
-            Bound::AtMost(0.42),
+            READ,
+            FULL,
+            SYSCALLS,
+            0.42,
         ),
-        target(
+        share(
             "syscalls in full, added to another process's call, of bpftrace's histogram",
-            share(BYSTANDER, tracer::FULL, tracer::SYSCALLS),
-            "ratio",
-            Bound::AtMost(0.70),
+            BYSTANDER,
+            FULL,
+            SYSCALLS,
+            0.70,
         ),
         target(
             "syscalls off: added to another process's call, of its time",
-            row(BYSTANDER, tracer::LEDGER).map(|row| row.kept() - 1.0),
+            row(BYSTANDER, LEDGER).map(|row| row.kept() - 1.0),
             "ratio",
             // Nothing is attached there; what is left is the noise of the measurement.
             Bound::AtMost(0.02),
