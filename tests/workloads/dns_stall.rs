@@ -83,13 +83,17 @@ fn join_a_slow_resolver(stage: &mut Stage) -> io::Result<()> {
     if ready != "READY\n" {
         return Err(io::Error::other("the resolver did not start: see above"));
     }
-    let namespace = |kind| File::open(format!("/proc/{}/ns/{kind}", resolver.0.id()));
-    let (network, mounts) = (namespace("net")?, namespace("mnt")?);
+    let of_resolver = |what| File::open(format!("/proc/{}/{what}", resolver.0.id()));
+    let (network, mounts) = (of_resolver("ns/net")?, of_resolver("ns/mnt")?);
+    let root = of_resolver("root")?;
     // SAFETY: after the fork nothing but system calls on descriptors that are open.
     unsafe {
         stage.command.pre_exec(move || {
             check(libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET))?;
-            check(libc::setns(mounts.as_raw_fd(), libc::CLONE_NEWNS))
+            check(libc::setns(mounts.as_raw_fd(), libc::CLONE_NEWNS))?;
+            // Its root is that of the namespace now, and not where these tests are, in a chroot.
+            check(libc::fchdir(root.as_raw_fd()))?;
+            check(libc::chroot(c".".as_ptr()))
         });
     }
     stage.props.push(Box::new((resolver, directory)));

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::clock::clock_ns;
+use super::clock::{Clock, clock_ns};
 use super::gate::{Gate, Options, join, thread};
 
 const ROUNDS: u32 = 8;
@@ -246,6 +246,8 @@ struct Held {
     ns: u64,
     /// Of that, CPU time.
     cpu_ns: u64,
+    /// Time in the run queue from its first hold to behind its last, by the scheduler's own count.
+    runq_ns: u64,
 }
 
 /// One thread holds, one waits.
@@ -282,6 +284,8 @@ fn duel(
             tid: tid(),
             ..Held::default()
         };
+        let clock = Clock::new()?;
+        let queued = clock.schedstat()?.wait_ns;
         for _ in 0..ROUNDS {
             lock.hold(|| {
                 turn.0.wait();
@@ -295,6 +299,7 @@ fn duel(
             })?;
             turn.0.wait();
         }
+        held.runq_ns = clock.schedstat()?.wait_ns - queued;
         Ok::<Held, io::Error>(held)
     })?;
     let held = join(holder)??;
@@ -302,8 +307,8 @@ fn duel(
     std::fs::remove_file(path)?;
     Ok(format!(
         "{{\"lock\":\"{name}\",\"class\":\"{class}\",\"function\":\"{function}\",\"address\":{},\
-         \"length\":{},\"owner\":{},\"holds\":{},\"held_ns\":{},\"cpu_ns\":{},\"waited_ns\":{waited_ns}}}",
-        place.0, place.1, held.tid, held.count, held.ns, held.cpu_ns
+         \"length\":{},\"owner\":{},\"holds\":{},\"held_ns\":{},\"cpu_ns\":{},\"runq_ns\":{},\"waited_ns\":{waited_ns}}}",
+        place.0, place.1, held.tid, held.count, held.ns, held.cpu_ns, held.runq_ns
     ))
 }
 
