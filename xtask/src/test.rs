@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What the tests run beside the agent. Those of the kernel matrix are named there.
-const PACKAGES: [Package; 24] = [
+const PACKAGES: &[Package] = &[
     Package {
         name: "gcc",
         purpose: "links the tests and compiles their C workloads",
