@@ -10,7 +10,7 @@ const MAX_UNDECIDED_PIECES: usize = 16;
 const MAX_UNDECIDED_BYTES: usize = 8192;
 /// Pieces looked at before a connection counts as unknown.
 const MAX_TRIES: u32 = 64;
-/// Bytes of answers kept until the request they came before is told of.
+/// Memory for answers that are kept until the request they came before is told of.
 const MAX_HELD_BYTES: usize = 64 << 10;
 /// Malformed messages after which a protocol is given up, where it gave nothing that made sense.
 const MAX_MALFORMED: u64 = 3;
@@ -52,12 +52,13 @@ enum Held {
 }
 
 impl Held {
-    /// Memory.
-    fn bytes(&self) -> usize {
-        match self {
+    /// Bytes of memory, its place in a list included.
+    fn memory(&self) -> usize {
+        let bytes = match self {
             Held::Bytes(bytes) => bytes.len(),
             Held::Gap(_) => 0,
-        }
+        };
+        bytes + size_of::<(u64, Held)>()
     }
 }
 
@@ -246,7 +247,7 @@ impl Conversation {
                 let early = answer && self.shared && self.client && decoder.in_flight() == 0;
                 if early {
                     self.held.push((at_ns, Held::Bytes(bytes.to_vec())));
-                    let held: usize = self.held.iter().map(|(_, part)| part.bytes()).sum();
+                    let held: usize = self.held.iter().map(|(_, part)| part.memory()).sum();
                     if held <= MAX_HELD_BYTES {
                         return;
                     }
@@ -310,7 +311,10 @@ impl Conversation {
     fn gap(&mut self, direction: Direction, at_ns: u64, count: u64, output: &mut Output) {
         match &mut self.speaks {
             Speaks::Decoded(..) if direction == Direction::Response && !self.held.is_empty() => {
-                self.held.push((at_ns, Held::Gap(count)));
+                match self.held.last_mut() {
+                    Some((_, Held::Gap(before))) => *before += count,
+                    _ => self.held.push((at_ns, Held::Gap(count))),
+                }
             }
             Speaks::Decoded(_, decoder) => decoder.gap(direction, at_ns, count, output),
             Speaks::Undecided { pieces, .. } => {

@@ -177,8 +177,8 @@ fn answers_to_nothing_are_held_up_to_a_bound() {
     for _ in 0..ANSWERS {
         shared.moves(false, ANSWER, 0);
         let held = shared.conversation.held.iter();
-        let bytes: usize = held.map(|(_, part)| part.bytes()).sum();
-        assert!(bytes <= MAX_HELD_BYTES, "{bytes}");
+        let memory: usize = held.map(|(_, part)| part.memory()).sum();
+        assert!(memory <= MAX_HELD_BYTES, "{memory}");
     }
     shared.conversation.end(&mut shared.output);
     assert_eq!(shared.output.exchanges.len(), 1);
