@@ -19,23 +19,35 @@ const BETWEEN: Duration = Duration::from_millis(2);
 /// Far less than that: what an allocator keeps.
 const GROWTH_MAX: u64 = 4 << 20;
 
-const PING: &str = "*1\\r\\n$4\\r\\nPING\\r\\n";
-const GET: &str = "GET /a HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n";
+const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n";
+/// PostgreSQL's StartupMessage and a query.
+const SELECT: &[u8] = b"\0\0\0\x10\0\x03\0\0user\0a\0\0Q\0\0\0\rSELECT 1\0";
+/// Its AuthenticationOk, ReadyForQuery and the beginning of a DataRow.
+const ROW: &[u8] = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05ID";
+/// Kafka's ApiVersions, version 0, with the correlation id 1.
+const API_VERSIONS: &[u8] = b"\0\0\0\x0d\0\x12\0\0\0\0\0\x01\0\x03abc";
+/// An OP_MSG of MongoDB with `{"ping": 1}`, with the request id 1.
+const MONGO_PING: &[u8] = b"\x24\0\0\0\x01\0\0\0\0\0\0\0\xdd\x07\0\0\0\0\0\0\0\
+\x0f\0\0\0\x10ping\0\x01\0\0\0\0";
 
 /// A client sends the request and reads an answer that begins so and goes on with [`BYTES`] of `more`, until
 /// the peer closes: what went wrong on the connection, and the protocol it was taken for.
 fn answered_with(
-    request: &str,
-    begin: &'static [u8],
+    request: &[u8],
+    begin: impl Into<Vec<u8>>,
     more: fn(usize) -> u8,
 ) -> (BTreeMap<String, u64>, String) {
+    let begin = begin.into();
+    let answered = (begin.len() + BYTES) as u64;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let to = format!("{}@{request}", listener.local_addr().unwrap());
-    let length = request.replace("\\r", "\r").replace("\\n", "\n").len();
+    let digits: String = request.iter().map(|byte| format!("{byte:02x}")).collect();
+    let to = format!("{}@{digits}", listener.local_addr().unwrap());
+    let length = request.len();
     let peer = thread::spawn(move || {
         let (mut client, _) = listener.accept().unwrap();
         client.read_exact(&mut vec![0; length]).unwrap();
-        client.write_all(begin).unwrap();
+        client.write_all(&begin).unwrap();
         let bytes: Vec<u8> = (0..BYTES).map(more).collect();
         for bytes in bytes.chunks(SENT_AT_ONCE) {
             client.write_all(bytes).unwrap();
@@ -53,7 +65,7 @@ fn answered_with(
     agent.interrupt();
     let run = agent.finish(PATIENCE);
     run.ended_well("interrupt").lost_nothing();
-    assert_eq!(read, (begin.len() + BYTES) as u64);
+    assert_eq!(read, answered);
     seen(&run, length as u64 + read)
 }
 
@@ -106,6 +118,20 @@ fn a_length_of_two_gibibytes_costs_no_memory() {
     let http = answered_with(GET, head, |_| b'x');
     assert_eq!(redis, costs("redis", false));
     assert_eq!(http, costs("http", false));
+}
+
+/// None of these protocols has messages as long as that.
+#[test]
+fn a_length_of_two_gibibytes_in_binary_is_one_malformed_message() {
+    let _alone = alone();
+    let row = [ROW, b"\x7f\xff\xff\xff"].concat();
+    let postgresql = answered_with(SELECT, row, |_| b'x');
+    let kafka = answered_with(API_VERSIONS, b"\x7f\xff\xff\xff\0\0\0\x01", |_| b'x');
+    let op_msg = b"\xff\xff\xff\x7f\x02\0\0\0\x01\0\0\0\xdd\x07\0\0";
+    let mongodb = answered_with(MONGO_PING, op_msg, |_| b'x');
+    assert_eq!(postgresql, costs("postgresql", true));
+    assert_eq!(kafka, costs("kafka", true));
+    assert_eq!(mongodb, costs("mongodb", true));
 }
 
 #[test]

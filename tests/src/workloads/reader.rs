@@ -1,5 +1,5 @@
-//! Sends the server of `--connect` (`ADDRESS@REQUEST`, `\r` and `\n` written so) its request, and reads all
-//! that comes.
+//! Sends the server of `--connect` (`ADDRESS@REQUEST`, the request in hexadecimal digits) its request, and
+//! reads all that comes.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -13,10 +13,11 @@ pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
     let told = options.connect.as_deref().and_then(|to| to.split_once('@'));
     let missing = || io::Error::other("--connect ADDRESS@REQUEST is missing");
     let (address, request) = told.ok_or_else(missing)?;
-    let request = request.replace("\\r", "\r").replace("\\n", "\n");
+    let request =
+        bytes_of(request).ok_or_else(|| io::Error::other("the request is not hexadecimal"))?;
     gate.open()?;
     let mut stream = TcpStream::connect(address)?;
-    stream.write_all(request.as_bytes())?;
+    stream.write_all(&request)?;
     let (mut bytes, mut piece) = (0, vec![0; PIECE]);
     loop {
         match stream.read(&mut piece)? {
@@ -24,4 +25,11 @@ pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
             n => bytes += n,
         }
     }
+}
+
+fn bytes_of(digits: &str) -> Option<Vec<u8>> {
+    let pairs = digits.as_bytes().chunks(2);
+    pairs
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect()
 }
