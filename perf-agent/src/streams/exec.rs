@@ -5,10 +5,11 @@
 
 use std::{
     collections::VecDeque,
+    fs::File,
     io::{self, Write as _},
     os::{
-        fd::{AsFd as _, AsRawFd as _},
-        unix::process::CommandExt as _,
+        fd::{AsFd as _, AsRawFd},
+        unix::{fs::OpenOptionsExt as _, process::CommandExt as _},
     },
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::{
@@ -202,6 +203,14 @@ impl Shared {
         Ok((child, input))
     }
 
+    /// Counts lines that reach no process any more.
+    fn at_the_end(&self, lines: u64) {
+        if lines > 0 {
+            tracing::warn!("{self}: {lines} lines did not reach it");
+            self.queue.unread(lines, 0);
+        }
+    }
+
     /// Waits for the end of a child; none of its ids is used after.
     fn reap(&self, child: &mut Child) -> io::Result<ExitStatus> {
         look_at(child.id(), 0);
@@ -235,8 +244,8 @@ fn has_ended(pid: u32) -> bool {
 
 /// How a child's life ended.
 enum End {
-    /// It was given all there was.
-    Fed,
+    /// It was given all there was; what of that it did not read is known once it has ended.
+    Fed(Written, io::Result<File>),
     /// Before its time.
     Died,
 }
@@ -249,7 +258,8 @@ fn keep_running(shared: &Shared) {
             Ok((mut child, input)) => {
                 let end = feed(shared, &child, input);
                 let status = shared.reap(&mut child);
-                if matches!(end, End::Fed) {
+                if let End::Fed(written, reader) = end {
+                    shared.at_the_end(reader.map_or(0, |pipe| written.unread(&pipe).0));
                     return;
                 }
                 status.map_or_else(|e| e.to_string(), |s| format!("ended with {s}"))
@@ -265,9 +275,7 @@ fn keep_running(shared: &Shared) {
         let closed = was_closed || shared.queue.wait_closed(pause);
         let lines = shared.queue.waiting();
         if was_closed || (closed && lines == 0) {
-            if lines > 0 {
-                tracing::warn!("{shared}: {lines} lines did not reach it");
-            }
+            shared.at_the_end(lines);
             return;
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
@@ -304,7 +312,7 @@ fn feed(shared: &Shared, child: &Child, input: ChildStdin) -> End {
                 return End::Died;
             }
             Next::Item(_) => {}
-            Next::End if written.is_ok() => return End::Fed,
+            Next::End if written.is_ok() => return pipe.end(),
             _ if written.is_err() || has_ended(child.id()) => {
                 let (lines, told) = pipe.unread();
                 shared.queue.unread(lines, told);
@@ -324,9 +332,15 @@ enum Part {
     Dropped(u64),
 }
 
-/// The writing end of a child's input, and what was written to it lately.
+/// The writing end of a child's input.
 struct Pipe {
     input: ChildStdin,
+    written: Written,
+}
+
+/// What was written to a pipe lately.
+#[derive(Default)]
+struct Written {
     /// Length of each piece that may not have been read yet.
     sent: VecDeque<(usize, Part)>,
     sent_bytes: usize,
@@ -338,9 +352,7 @@ impl Pipe {
     fn new(input: ChildStdin) -> Pipe {
         Pipe {
             input,
-            sent: VecDeque::new(),
-            sent_bytes: 0,
-            partial: 0,
+            written: Written::default(),
         }
     }
 
@@ -351,28 +363,48 @@ impl Pipe {
                 Ok(n) => written += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => {
-                    self.partial = written;
+                    self.written.partial = written;
                     return Err(e);
                 }
             }
         }
-        self.sent.push_back((text.len(), part));
-        self.sent_bytes += text.len();
+        self.written.add(text.len(), part);
+        Ok(())
+    }
+
+    /// See [`Written::unread`].
+    fn unread(&self) -> (u64, u64) {
+        self.written.unread(&self.input)
+    }
+
+    /// Ends the input. A reading end of our own keeps what is in the pipe when the child is gone.
+    fn end(self) -> End {
+        let reader = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(format!("/proc/self/fd/{}", self.input.as_raw_fd()));
+        End::Fed(self.written, reader)
+    }
+}
+
+impl Written {
+    fn add(&mut self, length: usize, part: Part) {
+        self.sent.push_back((length, part));
+        self.sent_bytes += length;
         while let Some((length, _)) = self.sent.front()
             && self.sent_bytes - length >= PIPE_BYTES
         {
             self.sent_bytes -= length;
             self.sent.pop_front();
         }
-        Ok(())
     }
 
-    /// What was written and is still in the pipe, at least in part: lines, and the lines that others
+    /// What is still in the pipe, at least in part, by one of its ends: lines, and the lines that others
     /// told to be missing.
-    fn unread(&self) -> (u64, u64) {
+    fn unread(&self, pipe: &impl AsRawFd) -> (u64, u64) {
         let mut unread: libc::c_int = 0;
         // SAFETY: the descriptor is open, and `unread` is valid for writes.
-        let told = unsafe { libc::ioctl(self.input.as_raw_fd(), libc::FIONREAD, &mut unread) };
+        let told = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &mut unread) };
         let unread = usize::try_from(unread).unwrap_or(0);
         let mut unread = if told == 0 {
             unread.saturating_sub(self.partial)

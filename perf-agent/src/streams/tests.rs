@@ -360,6 +360,34 @@ fn a_command_that_dies_is_started_again_and_what_it_left_unread_is_counted() {
     assert!(told > 0 && told <= row.dropped, "{row:?}\n{text}");
 }
 
+/// Whether it ends before it was given everything or after.
+#[test]
+fn what_a_command_leaves_unread_at_the_end_is_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, go) = (at(&directory, "first"), at(&directory, "go"));
+    let command = format!(
+        "read -r hello; read -r line; echo > {}; while [ ! -e {} ]; do sleep 0.01; done",
+        first.display(),
+        go.display()
+    );
+    let exec = Exec::open("dba", &command, patient()).unwrap();
+    for line in [
+        hello(),
+        finding("a", 0, State::New),
+        finding("b", 1, State::New),
+        finding("c", 2, State::New),
+        bye(),
+    ] {
+        feed(&exec, &line);
+    }
+    exec.close();
+    until("one was read", || first.exists());
+    fs::write(go, "").unwrap();
+    exec.wait(Instant::now() + LONG);
+    let row = exec.coverage();
+    assert_eq!((row.lines, row.dropped, row.restarts), (4, 3, 0));
+}
+
 #[test]
 fn a_command_that_does_not_end_is_asked_to() {
     let directory = tempfile::tempdir().unwrap();
