@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use jsonschema::Validator;
 use serde_json::Value;
 
+use crate::traced::Traced;
 use crate::{PATIENCE, servers};
 
 /// The agent under test: `PERF_AGENT_BIN`, or the release build of this workspace.
@@ -346,6 +347,23 @@ pub fn trace_during(pid: u32, command: Command) -> Run {
     servers::to_end(command);
     agent.interrupt();
     agent.finish(PATIENCE)
+}
+
+/// Traces the work of a program that stays when it is done, as nothing is known any more of the memory of one
+/// that is gone; and what the program says of its work.
+///
+/// # Panics
+/// Where either does not end well.
+pub fn trace_work(program: &mut Traced, options: &[&str]) -> (Run, Value) {
+    let pid = program.pid().to_string();
+    let agent = Agent::start(["trace", "-p", &pid].iter().chain(options).copied());
+    agent.attached();
+    program.go();
+    let done = program.done(PATIENCE);
+    agent.interrupt();
+    let run = agent.finish(PATIENCE);
+    run.ended_well("interrupt");
+    (run, done)
 }
 
 /// Traces a command from its first instruction, in one window.

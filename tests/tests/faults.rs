@@ -1,6 +1,6 @@
 //! Page faults against the kernel's counters of the process.
 
-use perf_agent_tests::agent::Agent;
+use perf_agent_tests::agent::{Agent, trace_work};
 use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
 
@@ -48,14 +48,8 @@ fn faults_are_counted_and_timed_as_the_kernel_counts_them() {
 fn cpu_time_in_faults_is_what_the_program_measured() {
     let _alone = alone();
     let mut program = Traced::workload(&["fresh-pages", "--seconds", "3", "--hold"]);
-    let pid = program.pid().to_string();
-    let agent = Agent::start(["trace", "-p", &pid, "--syscalls", "off"]);
-    agent.attached();
-    program.go();
-    let done = program.done(PATIENCE);
-    agent.interrupt();
-    let run = agent.finish(PATIENCE);
-    run.ended_well("interrupt").lost_nothing();
+    let (run, done) = trace_work(&mut program, &["--syscalls", "off"]);
+    run.lost_nothing();
     let truth = done["fault_cpu_ns"].as_u64().unwrap();
     let said = run.sum("ledger", "/faults/cpu_ns");
     let samples = run.sum("ledger", "/faults/cpu_samples");

@@ -4,9 +4,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use perf_agent_tests::agent::{Agent, Run};
+use perf_agent_tests::agent::{Run, trace_work};
 use perf_agent_tests::traced::Traced;
-use perf_agent_tests::{PATIENCE, alone, servers};
+use perf_agent_tests::{alone, servers};
 use serde_json::Value;
 
 /// A library's file, and its functions that launch a kernel and wait for it.
@@ -59,13 +59,8 @@ fn train(library: &Library, mode: &str) -> (Run, Value) {
     let mut command = Command::new(directory.path().join("train"));
     command.args([mode, "4"]);
     let mut program = Traced::start(command, "train");
-    let agent = Agent::start(["trace", "-p", &program.pid().to_string()]);
-    agent.attached();
-    program.go();
-    let done = program.done(PATIENCE);
-    agent.interrupt();
-    let run = agent.finish(PATIENCE);
-    run.ended_well("interrupt").lost_nothing();
+    let (run, done) = trace_work(&mut program, &[]);
+    run.lost_nothing();
     (run, done)
 }
 

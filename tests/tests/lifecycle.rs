@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use perf_agent_tests::agent::{self, Agent, Run};
+use perf_agent_tests::agent::{self, Run, trace_work};
 use perf_agent_tests::traced::Traced;
 use perf_agent_tests::{PATIENCE, alone};
 
@@ -114,13 +114,8 @@ fn a_thousand_children_a_second_are_counted_and_leave_nothing_behind() {
     let _alone = alone();
     let mut program = Traced::workload(&["forker", "--seconds", "3", "--hold"]);
     let pid = program.pid();
-    let agent = Agent::start(["trace", "-p", &pid.to_string()]);
-    agent.attached();
-    program.go();
-    let done = program.done(PATIENCE);
-    agent.interrupt();
-    let run = agent.finish(PATIENCE);
-    run.ended_well("interrupt").lost_nothing();
+    let (run, done) = trace_work(&mut program, &[]);
+    run.lost_nothing();
     let children = done["children"].as_u64().unwrap();
     let mut named: Vec<u64> = run
         .of_type("ledger")

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use perf_agent_tests::agent::{self, Agent, Run};
+use perf_agent_tests::agent::{self, Agent, Run, trace_work};
 use perf_agent_tests::traced::Traced;
 use perf_agent_tests::workloads::memory::{KEPT, KEPT_BYTES, PASSING, PASSING_BYTES};
 use perf_agent_tests::{PATIENCE, alone, servers};
@@ -84,14 +84,8 @@ fn trace_growth(way: &str) -> (Run, Value) {
     let mut command = Command::new(&program);
     command.arg(way);
     let mut program = Traced::start(command, "growth");
-    let agent = Agent::start(["trace", "-p", &program.pid().to_string()]);
-    agent.attached();
-    program.go();
-    let done = program.done(PATIENCE);
-    // While it is there: nothing is known of the memory of a process that is gone.
-    agent.interrupt();
-    let run = agent.finish(PATIENCE);
-    run.ended_well("interrupt").lost_nothing();
+    let (run, done) = trace_work(&mut program, &[]);
+    run.lost_nothing();
     (run, done)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
-use perf_agent_tests::agent::{self, Agent, Run};
+use perf_agent_tests::agent::{self, Agent, Run, trace_work};
 use perf_agent_tests::traced::{self, Traced};
 use perf_agent_tests::{PATIENCE, alone};
 use serde_json::Value;
@@ -41,21 +41,9 @@ fn counted(run: &Run, pid: Option<u32>) -> BTreeMap<String, Counted> {
 fn counts_bytes_and_errors_are_what_the_program_did() {
     let _alone = alone();
     let mut program = Traced::workload(&["syscall-fixed", "--hold"]);
-    let agent = Agent::start([
-        "trace",
-        "-p",
-        &program.pid().to_string(),
-        "--syscalls",
-        "full",
-        "--interval",
-        "100ms",
-    ]);
-    agent.attached();
-    program.go();
-    let done = program.done(PATIENCE);
-    agent.interrupt();
-    let run = agent.finish(PATIENCE);
-    run.ended_well("interrupt").lost_nothing();
+    let options = ["--syscalls", "full", "--interval", "100ms"];
+    let (run, done) = trace_work(&mut program, &options);
+    run.lost_nothing();
     let counted = counted(&run, None);
     for (name, did) in done.as_object().unwrap() {
         let errors = did["errors"].as_object().into_iter().flatten();
@@ -152,13 +140,7 @@ fn strace_counts(report: &str) -> BTreeMap<String, (u64, u64)> {
 fn a_sample_says_that_it_is_one_and_its_error_bound_holds() {
     let _alone = alone();
     let mut program = Traced::workload(&["paced-calls", "--seconds", "6", "--hold"]);
-    let agent = Agent::start(["trace", "-p", &program.pid().to_string()]);
-    agent.attached();
-    program.go();
-    let done = program.done(PATIENCE);
-    agent.interrupt();
-    let run = agent.finish(PATIENCE);
-    run.ended_well("interrupt");
+    let (run, done) = trace_work(&mut program, &[]);
     let (mut bounded, mut variance) = (0, 0.0);
     for line in run.of_type("syscalls") {
         assert_eq!(line["mode"], "sampled", "{line}");
