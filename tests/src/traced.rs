@@ -170,8 +170,8 @@ pub fn stolen() -> Duration {
 }
 
 /// Time since boot that interrupts and a hypervisor took on all CPUs: to the ledger the thread they took
-/// it from is on the CPU, to the scheduler's clock of the thread it is not. Known to a hundredth of a
-/// second.
+/// it from is on the CPU, to the scheduler's clock of the thread it is not. The kernel shows full
+/// hundredths of a second of it: a difference of two readings may be one of them short.
 pub fn interrupted() -> Duration {
     // irq, softirq, steal
     cpu_time(6..=8)
