@@ -21,7 +21,7 @@ mod memcached;
 mod nginx;
 
 pub use grpc::{Calls, GrpcServer};
-pub use kafka::{kafka, kafka_client};
+pub use kafka::{kafka, kafka_client, kafka_on_a_store};
 pub use mariadb::Mariadb;
 pub use memcached::{memcached, memcached_load};
 pub use nginx::{Logged, Nginx};

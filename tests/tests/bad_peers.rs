@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
 use perf_agent_tests::agent::{Agent, Run};
 use perf_agent_tests::traced::Traced;
-use perf_agent_tests::{PATIENCE, alone};
+use perf_agent_tests::{PATIENCE, alone, servers};
 use serde_json::Value;
 
 /// What a bad peer sends behind the beginning of its answer.
@@ -31,45 +31,74 @@ const API_VERSIONS: &[u8] = b"\0\0\0\x0d\0\x12\0\0\0\0\0\x01\0\x03abc";
 const MONGO_PING: &[u8] = b"\x24\0\0\0\x01\0\0\0\0\0\0\0\xdd\x07\0\0\0\0\0\0\0\
 \x0f\0\0\0\x10ping\0\x01\0\0\0\0";
 
-/// A client sends the request and reads an answer that begins so and goes on with [`BYTES`] of `more`, until
-/// the peer closes: what went wrong on the connection, and the protocol it was taken for.
-fn answered_with(
-    request: &[u8],
-    begin: impl Into<Vec<u8>>,
-    more: fn(usize) -> u8,
-) -> (BTreeMap<String, u64>, String) {
+/// What went wrong on a connection, and the protocol it was taken for.
+type Seen = (BTreeMap<String, u64>, String);
+
+/// A traced client sends the request and reads an answer that begins so and goes on with [`BYTES`] of `more`,
+/// until the peer closes.
+fn answered_with(request: &[u8], begin: impl Into<Vec<u8>>, more: fn(usize) -> u8) -> Seen {
     let begin = begin.into();
     let answered = (begin.len() + BYTES) as u64;
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let digits: String = request.iter().map(|byte| format!("{byte:02x}")).collect();
-    let to = format!("{}@{digits}", listener.local_addr().unwrap());
+    let to = with_bytes(listener.local_addr().unwrap(), request);
     let length = request.len();
     let peer = thread::spawn(move || {
         let (mut client, _) = listener.accept().unwrap();
         client.read_exact(&mut vec![0; length]).unwrap();
-        client.write_all(&begin).unwrap();
-        let bytes: Vec<u8> = (0..BYTES).map(more).collect();
-        for bytes in bytes.chunks(SENT_AT_ONCE) {
-            client.write_all(bytes).unwrap();
-            thread::sleep(BETWEEN);
-        }
+        send(client, &begin, more);
     });
-    let mut program = Traced::workload(&["reader", "--connect", &to, "--hold"]);
+    let (run, read) = traced(&["reader", "--connect", &to, "--hold"], || ());
+    peer.join().unwrap();
+    assert_eq!(read, answered);
+    seen(&run, length as u64 + read)
+}
+
+/// A client sends a traced server a request, and after the answer another that begins so and goes on with
+/// [`BYTES`] of `more`, of which the server reads all.
+fn asked_with(request: &[u8], answer: &[u8], begin: &[u8], more: fn(usize) -> u8) -> Seen {
+    let address = SocketAddr::from(([127, 0, 0, 1], servers::free_port()));
+    let at = with_bytes(address, answer);
+    let (run, read) = traced(&["sink", "--listen", &at, "--hold"], || {
+        let mut server = TcpStream::connect(address).unwrap();
+        server.write_all(request).unwrap();
+        server.read_exact(&mut vec![0; answer.len()]).unwrap();
+        send(server, begin, more);
+    });
+    assert_eq!(read, (request.len() + begin.len() + BYTES) as u64);
+    seen(&run, answer.len() as u64 + read)
+}
+
+fn with_bytes(address: SocketAddr, bytes: &[u8]) -> String {
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{address}@{digits}")
+}
+
+fn send(mut to: TcpStream, begin: &[u8], more: fn(usize) -> u8) {
+    to.write_all(begin).unwrap();
+    let bytes: Vec<u8> = (0..BYTES).map(more).collect();
+    for bytes in bytes.chunks(SENT_AT_ONCE) {
+        to.write_all(bytes).unwrap();
+        thread::sleep(BETWEEN);
+    }
+}
+
+/// Traces a workload while its peer does its part; with the bytes it read.
+fn traced(workload: &[&str], peer: impl FnOnce()) -> (Run, u64) {
+    let mut program = Traced::workload(workload);
     let pid = program.pid().to_string();
     let agent = Agent::start(["trace", "--stacks", "off", "-p", &pid]);
     // A window before it begins.
     agent.wait_for("a window", |line| line["type"] == "coverage");
     program.go();
+    peer();
     let read = program.done(PATIENCE)["bytes"].as_u64().unwrap();
-    peer.join().unwrap();
     agent.interrupt();
     let run = agent.finish(PATIENCE);
     run.ended_well("interrupt").lost_nothing();
-    assert_eq!(read, answered);
-    seen(&run, length as u64 + read)
+    (run, read)
 }
 
-fn seen(run: &Run, bytes: u64) -> (BTreeMap<String, u64>, String) {
+fn seen(run: &Run, bytes: u64) -> Seen {
     assert_eq!(run.sum("coverage", "/bytes_seen"), bytes, "{}", run.text);
     let coverage: Vec<&Value> = run.of_type("coverage").collect();
     let rss = |line: &Value| line["agent"]["rss_bytes"].as_u64().unwrap();
@@ -95,7 +124,7 @@ fn garbage(at: usize) -> u8 {
 }
 
 /// The request has no answer. What came for one is counted once where it is no message at all.
-fn costs(protocol: &str, malformed: bool) -> (BTreeMap<String, u64>, String) {
+fn costs(protocol: &str, malformed: bool) -> Seen {
     let mut anomalies = BTreeMap::from([("unanswered".to_owned(), 1)]);
     anomalies.extend(malformed.then(|| ("malformed".to_owned(), 1)));
     (anomalies, protocol.to_owned())
@@ -141,4 +170,45 @@ fn half_a_message_without_end_is_one_malformed_message() {
     let http = answered_with(GET, b"HTTP/1.1 200 OK\r\nA: ", |_| b'x');
     assert_eq!(redis, costs("redis", true));
     assert_eq!(http, costs("http", true));
+}
+
+/// What is no request needs no answer; the others have none.
+#[test]
+fn bad_clients_cost_a_server_one_counted_error_each() {
+    let _alone = alone();
+    const PONG: &[u8] = b"+PONG\r\n";
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    const STORED: &[u8] = b"STORED\r\n";
+    let (startup, ready) = (&SELECT[..16], &ROW[..ROW.len() - 1]);
+    let versions = b"\0\0\0\x06\0\0\0\x01\0\0";
+    let x = |_| b'x';
+    let one = |what: &str, protocol: &str| -> Seen {
+        (BTreeMap::from([(what.to_owned(), 1)]), protocol.to_owned())
+    };
+    let malformed = |protocol| one("malformed", protocol);
+    let unanswered = |protocol| one("unanswered", protocol);
+
+    let redis = |begin: &[u8], more| asked_with(PING, PONG, begin, more);
+    assert_eq!(redis(b"\0", garbage), malformed("redis"));
+    let get = b"*2\r\n$3\r\nGET\r\n$2147483648\r\n";
+    assert_eq!(redis(get, x), unanswered("redis"));
+    assert_eq!(redis(b"GET ", x), malformed("redis"));
+
+    let http = |begin: &[u8], more| asked_with(GET, OK, begin, more);
+    assert_eq!(http(b"\0", garbage), malformed("http"));
+    let put = b"PUT /b HTTP/1.1\r\nHost: a\r\nContent-Length: 2147483648\r\n\r\n";
+    assert_eq!(http(put, x), unanswered("http"));
+    assert_eq!(http(b"GET /b HTTP/1.1\r\nA: ", x), malformed("http"));
+
+    let set = b"set k 0 0 1\r\na\r\n";
+    let huge = b"set k 0 0 2147483648\r\n";
+    let memcached = asked_with(set, STORED, huge, x);
+    assert_eq!(memcached, unanswered("memcached"));
+
+    let query = b"Q\x7f\xff\xff\xff";
+    let postgresql = asked_with(startup, ready, query, x);
+    assert_eq!(postgresql, malformed("postgresql"));
+    let request = b"\x7f\xff\xff\xff\0\x12\0\0\0\0\0\x02";
+    let kafka = asked_with(API_VERSIONS, versions, request, x);
+    assert_eq!(kafka, malformed("kafka"));
 }

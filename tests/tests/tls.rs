@@ -1,5 +1,6 @@
 //! Statements inside TLS, against the logs of servers and their clients.
 
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -390,4 +391,25 @@ fn rustls_in_a_server_without_symbols_is_named() {
     let run = agent.finish(PATIENCE);
     run.ended_well("interrupt");
     assert_eq!(unreadable(&run), ["rustls"]);
+}
+
+/// A broker that keeps its messages in a store over HTTPS, whose certificate it refuses: what it says until
+/// then.
+#[test]
+fn a_client_of_rustls_has_its_name_and_every_byte() {
+    let _alone = alone();
+    let nginx = Nginx::start();
+    let relay = Relay::start(nginx.https);
+    let (command, port) = servers::kafka_on_a_store(relay.port);
+    let mut traced = vec!["trace".into(), "--tls".into(), "on".into(), "--".into()];
+    traced.extend(command);
+    let agent = Agent::start(traced);
+    servers::until("the end of its tries", || {
+        TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    agent.interrupt();
+    let run = agent.finish(PATIENCE);
+    run.ended_well("interrupt");
+    stays_unreadable(&run, "rustls", &relay);
+    assert!(relay.connections() > 1, "{}", relay.connections());
 }

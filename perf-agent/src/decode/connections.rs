@@ -10,7 +10,7 @@ use perf_ebpf_common::{
         ledger::detail,
         record,
         requests::ThreadTotals,
-        sockets::{Connection, SocketData, direction},
+        sockets::{Connection, SocketData, Told, direction},
     },
 };
 use rustc_hash::FxHashMap;
@@ -21,6 +21,7 @@ use super::{
     ends::{address, figures, is_client},
     gathered::Gathered,
     requests::{Piece, Serving},
+    telling::Telling,
 };
 use crate::drain::{ConnectionFact, RequestFact, StatementFact, TrafficFact};
 
@@ -50,6 +51,7 @@ struct Known {
     closed: bool,
     missing: u32,
     exchanges_before: u64,
+    telling: Telling,
     /// Plaintext of it is seen: what else moves is not decoded.
     plaintext: bool,
 }
@@ -64,8 +66,8 @@ pub struct Connections {
     peers: Vec<String>,
     peer_places: HashMap<String, u32>,
     unix: HashMap<u64, String>,
-    /// Connections whose protocol became known, with its ledger class.
-    found: Vec<(u64, u8)>,
+    /// Clients' connections that something may have to be told of.
+    looked_at: Vec<u64>,
     tls_bytes: u64,
     /// When OpenSSL was probed last: plaintext of older connections has no beginning.
     tls_since_ns: u64,
@@ -113,7 +115,7 @@ impl Connections {
             peers: Vec::new(),
             peer_places: HashMap::new(),
             unix: HashMap::new(),
-            found: Vec::new(),
+            looked_at: Vec::new(),
             tls_bytes: 0,
             tls_since_ns: 0,
         }
@@ -215,7 +217,6 @@ impl Connections {
         let Some(conversation) = &mut known.conversation else {
             return Taken::Read;
         };
-        let before = conversation.protocol();
         let decoded: u64 = self.output.decoded.iter().sum();
         let piece = Captured {
             sent: data.direction == direction::SENT,
@@ -233,10 +234,9 @@ impl Connections {
             let clear = self.output.decoded.iter().sum::<u64>() - decoded;
             self.tls_bytes += u64::from(data.bytes).saturating_sub(clear);
         }
-        if let Some(protocol) = conversation.protocol()
-            && before != Some(protocol)
-        {
-            self.found.push((data.id, class_of(protocol)));
+        if conversation.is_client() && !known.telling.looked_at {
+            known.telling.looked_at = true;
+            self.looked_at.push(data.id);
         }
         let served = Piece {
             connection: data.id,
@@ -280,9 +280,33 @@ impl Connections {
         }
     }
 
-    /// Connections whose protocol became known since the last call: id and ledger class.
-    pub fn take_found(&mut self) -> Vec<(u64, u8)> {
-        std::mem::take(&mut self.found)
+    /// What the kernel side is to be told, by connection. `before_ns` is when this was asked before.
+    pub fn tell(&mut self, before_ns: u64) -> Vec<(u64, Told)> {
+        let mut tell = Vec::new();
+        let known = &mut self.known;
+        self.looked_at.retain(|id| {
+            let Some(known) = known.get_mut(id) else {
+                return false;
+            };
+            let Some(conversation) = &known.conversation else {
+                return false;
+            };
+            let (told, again) = known.telling.look(conversation, before_ns);
+            tell.extend(told.map(|told| (*id, told)));
+            known.telling.looked_at = again;
+            again
+        });
+        tell
+    }
+
+    /// The connection of a client, and its protocol's ledger class, if an answer to a request that was sent
+    /// before `at_ns` is still on its way.
+    pub fn awaited(&self, id: u64, at_ns: u64) -> Option<u8> {
+        let conversation = self.known.get(&id)?.conversation.as_ref()?;
+        let awaited = conversation.is_client()
+            && conversation.requested_ns <= at_ns
+            && conversation.is_awaited();
+        conversation.protocol().filter(|_| awaited).map(class_of)
     }
 
     /// Ids of connections that the kernel side does not tell the end of.
@@ -482,6 +506,7 @@ impl Known {
             closed: false,
             missing: 0,
             exchanges_before: 0,
+            telling: Telling::default(),
             plaintext: false,
         }
     }

@@ -93,6 +93,9 @@ pub struct Conversation {
     shared: bool,
     /// Thread of the last request.
     asked_by: u32,
+    /// Times of the last piece, and of the last of a request.
+    pub last_ns: u64,
+    pub requested_ns: u64,
     /// An answer that came before its request, from another thread.
     held: Vec<(u64, Held)>,
     malformed: u64,
@@ -130,6 +133,8 @@ impl Conversation {
             tid: 0,
             shared: false,
             asked_by: 0,
+            last_ns: 0,
+            requested_ns: 0,
             held: Vec::new(),
             malformed: 0,
             answered: 0,
@@ -175,6 +180,14 @@ impl Conversation {
         }
     }
 
+    /// Whether this end, a client, waits for an answer or for the rest of one.
+    pub fn is_awaited(&self) -> bool {
+        match &self.speaks {
+            Speaks::Decoded(_, decoder) => decoder.is_awaited(),
+            _ => false,
+        }
+    }
+
     /// Whether the thread that moved the last piece moved the request before it.
     pub fn is_one_threads(&self) -> bool {
         self.asked_by == self.tid
@@ -195,8 +208,10 @@ impl Conversation {
         }
         self.shared |= self.tid != 0 && self.tid != piece.tid;
         self.tid = piece.tid;
+        self.last_ns = piece.at_ns;
         if direction == Direction::Request {
             self.asked_by = piece.tid;
+            self.requested_ns = piece.at_ns;
         }
         if !self.shared {
             self.catch_up(direction.other(), piece, output);

@@ -133,6 +133,11 @@ impl<T> Correlated<T> {
         self.waiting.values_mut().for_each(note);
     }
 
+    /// Whether there is one such request in flight.
+    pub fn any(&self, is: impl Fn(&Waiting<T>) -> bool) -> bool {
+        self.waiting.values().any(is)
+    }
+
     /// Lets go of the requests for which `keep` is false, as unanswered.
     pub fn retain(&mut self, keep: impl Fn(u32, &Waiting<T>) -> bool, output: &mut Output) {
         let before = self.waiting.len();

@@ -116,6 +116,8 @@ struct Way {
     outcome: Outcome,
     /// It answers a request.
     answers: bool,
+    /// It has the form of Server-Sent Events, which come when there are some.
+    events: bool,
     last_ns: u64,
 }
 
@@ -133,6 +135,8 @@ struct Fields {
     chunked: bool,
     /// Encoded so that it ends with the connection.
     encoded: bool,
+    /// Server-Sent Events (HTML, section 9.2).
+    events: bool,
     invalid: bool,
 }
 
@@ -159,6 +163,9 @@ impl Fields {
                 let last = value.rsplit(|b| *b == b',').next().unwrap_or_default();
                 fields.chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
                 fields.encoded = !fields.chunked;
+            } else if header.name.eq_ignore_ascii_case("content-type") {
+                let kind = value.split(|b| *b == b';').next().unwrap_or_default();
+                fields.events = kind.trim_ascii().eq_ignore_ascii_case(b"text/event-stream");
             }
         }
         fields
@@ -250,6 +257,7 @@ impl Way {
             first_ns: 0,
             outcome: Outcome::default(),
             answers: false,
+            events: false,
             last_ns: 0,
         }
     }
@@ -404,6 +412,7 @@ impl Http {
             return false;
         }
         way.answers = next.is_some();
+        way.events = fields.events;
         way.outcome = Outcome {
             error: (status >= 400).then(|| output.text(&status.to_string())),
             ..Outcome::default()
@@ -525,6 +534,12 @@ impl Decoder for Http {
 
     fn in_flight(&self) -> usize {
         self.outstanding.len()
+    }
+
+    fn is_awaited(&self) -> bool {
+        let answer = &self.ways[Direction::Response as usize];
+        let events = answer.events && !matches!(answer.part, Part::Head);
+        !events && self.in_flight() > 0
     }
 }
 

@@ -201,10 +201,16 @@ pub fn count(digits: &[u8]) -> Option<u64> {
 /// what follows the line. `None` for all others, which are left to [`Lexer::next`].
 #[inline]
 pub fn number(mark: u8, bytes: &[u8]) -> Option<(usize, &[u8])> {
-    let (first, mut rest) = bytes.split_first()?;
+    let (first, rest) = bytes.split_first()?;
     if *first != mark {
         return None;
     }
+    digits(rest)
+}
+
+/// As [`number`], behind the mark.
+#[inline]
+pub fn digits(mut rest: &[u8]) -> Option<(usize, &[u8])> {
     let mut value = 0;
     for digits in 0..=4 {
         match rest {

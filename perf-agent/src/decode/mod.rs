@@ -35,6 +35,7 @@ pub mod shapes;
 pub mod sql;
 pub mod statements;
 pub mod sync;
+mod telling;
 #[cfg(test)]
 mod testing;
 pub mod tls;
@@ -128,6 +129,12 @@ pub trait Decoder {
 
     /// Requests that wait for (the rest of) their answer.
     fn in_flight(&self) -> usize;
+
+    /// Whether a client waits for an answer or for the rest of one. An answer that stays open for events, with
+    /// nothing between them, is not waited for.
+    fn is_awaited(&self) -> bool {
+        self.in_flight() > 0
+    }
 
     /// Whether what follows is TLS (or GSSAPI's encryption): the client asked for it and the server
     /// agreed. It is not this decoder's any more.

@@ -14,7 +14,7 @@ use super::{Frame, MapId};
 
 const MAGIC: [u8; 8] = *b"PERFAGNT";
 /// Raised when a kernel record or map value changes its layout: an older reader must not guess.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 const TAG_RECORD: u8 = 0;
 const TAG_FACT: u8 = 255;
 /// No frame is larger: a thread map of 4,194,304 entries would not fit, and a damaged length must

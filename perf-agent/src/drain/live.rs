@@ -9,13 +9,13 @@ mod seeding;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fs::{self, File},
-    io::BufReader,
+    fs,
     os::fd::OwnedFd,
 };
 
 use anyhow::{Context as _, Result};
 use perf_ebpf_common::{
+    Wire as _,
     loss::Loss,
     signals::{
         control::{Control, FunctionRange},
@@ -36,7 +36,9 @@ use crate::{
         self,
         connections::{Connections, Taken},
     },
-    kernel::{Kernel, LoadOptions, host, kallsyms, raw::MappedArray, tables, unwind::UnwindMaps},
+    kernel::{
+        Kernel, LoadOptions, host, kallsyms::Kallsyms, raw::MappedArray, tables, unwind::UnwindMaps,
+    },
     signals::records::{self, Record},
     symbolize::namer::{Namer, Unnamed},
     unwind::{Request, Unwinder},
@@ -45,6 +47,9 @@ use crate::{
 /// How long a process must have lived to get lines and histograms of its own, and how often losses
 /// of a process's end are looked for.
 const SETTLED_NS: u64 = 1_000_000_000;
+
+/// Nice value of work beside which others come first.
+const BESIDE: libc::c_int = 10;
 
 /// How long BPF run time is counted in each window.
 const BPF_COUNTED_NS: u64 = 100_000_000;
@@ -81,6 +86,8 @@ pub struct Live {
     connection_entries: usize,
     data_ring_bytes: usize,
     connections: Connections,
+    /// When the kernel side was told of connections last.
+    told_ns: u64,
     /// Connections that ended; told of once the data before their end was taken.
     closed: Vec<Connection>,
     /// Processes that began or changed their program since functions to probe were looked for.
@@ -122,7 +129,7 @@ impl Live {
         let mut unwinder = None;
         let mut kernel = Kernel::load_and(options, |maps| {
             unwinder = start_unwinder(maps.unwind.take().filter(|_| options.stacks), targets)?;
-            look_for_schedule(maps.schedule.take().filter(|_| options.stacks));
+            read_kernel_names(maps.schedule.take().filter(|_| options.stacks));
             Ok(())
         })?;
         fill_listeners(&kernel, targets)?;
@@ -158,6 +165,7 @@ impl Live {
             connection_entries: 0,
             data_ring_bytes: options.data_ring_bytes as usize,
             connections: Connections::new(decode),
+            told_ns: 0,
             closed: Vec::new(),
             unprobed: HashSet::new(),
             growth: memory::Watch::default(),
@@ -275,19 +283,25 @@ impl Live {
         for connection in std::mem::take(&mut self.closed) {
             self.connections.closed(&connection);
         }
-        for (id, class) in self.connections.take_found() {
-            // Where it is full, waits for the others stay `net.tcp`.
-            let protocols = &self.kernel.maps.protocols;
-            if let Err(e) = protocols.update(&id.to_ne_bytes(), &[class], 0) {
-                tracing::debug!("telling the kernel side of a protocol: {e}");
-            }
-        }
+        self.tell_of_connections();
         if let Some((_, since)) = &self.stats
             && monotonic_ns() - since >= BPF_COUNTED_NS
         {
             self.end_counting();
         }
         taken > self.data_ring_bytes / 4
+    }
+
+    /// Tells the kernel side what its bytes say of connections.
+    fn tell_of_connections(&mut self) {
+        let before_ns = std::mem::replace(&mut self.told_ns, monotonic_ns());
+        for (id, told) in self.connections.tell(before_ns) {
+            // Where it is full, waits for the others stay `net.tcp` and `idle`.
+            let protocols = &self.kernel.maps.protocols;
+            if let Err(e) = protocols.update(&id.to_ne_bytes(), told.as_bytes(), 0) {
+                tracing::debug!("telling the kernel side of a connection: {e}");
+            }
+        }
     }
 
     /// Bytes taken from the data ring.
@@ -435,11 +449,12 @@ impl Live {
         } else {
             self.syscalls_since_ns = None;
         }
-        let threads = self.read_threads()?;
+        let mut threads = self.read_threads()?;
         self.read_maps()?;
         // The ring after the maps: a thread that ended in between is in one of them at least.
         self.poll();
-        self.end_connections(end_ns)?;
+        let connections = self.end_connections(end_ns)?;
+        self.name_waits(&mut threads, &connections);
         self.read_proc(&threads);
         self.settle(end_ns);
         self.read_memory()?;
@@ -599,16 +614,20 @@ impl Live {
     }
 }
 
-/// Looks for the function that kernel stacks of blocks begin with, which takes 10 to 85 ms, while the
-/// programs are loaded. Where it is not found they begin a frame earlier while another tracer is there.
-fn look_for_schedule(told: Option<MappedArray<FunctionRange>>) {
+/// Reads the kernel's names while the programs are loaded, with what is left of the CPUs: whoever names a stack
+/// waits for them. Kernel stacks of blocks begin with a function that is told to the kernel side; where it is not
+/// found they begin a frame earlier while another tracer is there.
+fn read_kernel_names(told: Option<MappedArray<FunctionRange>>) {
     let Some(told) = told else {
         return;
     };
-    let look = move || {
-        let found = File::open("/proc/kallsyms")
-            .and_then(|file| kallsyms::range_of(BufReader::new(file), "__schedule"));
-        let (Ok(Some((start, end))), Some(element)) = (found, told.element(0)) else {
+    let read = move || {
+        // SAFETY: takes numbers alone; 0 is this thread. It costs nothing but time if it fails.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, BESIDE) };
+        let range = Kallsyms::of_running_kernel().range_of("__schedule");
+        // Three times the table was in use to sort it, and stays with the thread's own heap otherwise.
+        crate::kernel::give_memory_back();
+        let (Some((start, end)), Some(element)) = (range, told.element(0)) else {
             return tracing::debug!("no __schedule in /proc/kallsyms");
         };
         // SAFETY: a live element of the mapped array; the kernel only reads it.
@@ -619,8 +638,8 @@ fn look_for_schedule(told: Option<MappedArray<FunctionRange>>) {
         };
     };
     let thread = std::thread::Builder::new().name("kallsyms".to_owned());
-    if let Err(e) = thread.spawn(look) {
-        tracing::debug!("looking for __schedule: {e}");
+    if let Err(e) = thread.spawn(read) {
+        tracing::debug!("reading the kernel's names: {e}");
     }
 }
 

@@ -7,10 +7,11 @@ use std::{
     fs::{self, File},
     io,
     os::unix::fs::FileExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+        mpsc::{Receiver, Sender, channel},
     },
     thread::{self, JoinHandle},
 };
@@ -39,15 +40,32 @@ const LABELS: [&str; 2] = ["C HS TRAFFIC", "KEY EXPANSION"];
 /// Most of a file's constants that is searched. Chromium has 20 MB.
 const SEARCHED_MAX: u64 = 64 << 20;
 const PIECE: usize = 64 << 10;
-/// Files that wait, each of them open. One more waits to be handed over.
-const WAITING_MAX: usize = 128;
+/// Files that wait open. The others are opened when it is their turn: a process may have more of them than
+/// this one may have open (1,024 often), and may have ended by then.
+const OPEN_MAX: usize = 128;
+
+/// A file that waits to be searched.
+enum Waiting {
+    Open(File),
+    At(PathBuf),
+}
+
+/// What the searching thread tells.
+#[derive(Default)]
+struct Found {
+    names: Mutex<Names>,
+    /// Files that wait open.
+    open: AtomicUsize,
+    /// Files that were gone when it was their turn.
+    gone: AtomicU64,
+}
 
 /// Searches files on a thread of its own, which is started for the first: what is not in the page cache
 /// is read from a disk, and nobody waits for that but the end of the trace.
 #[derive(Default)]
 pub struct LinkedIn {
-    searcher: Option<(SyncSender<File>, JoinHandle<()>)>,
-    names: Arc<Mutex<Names>>,
+    searcher: Option<(Sender<Waiting>, JoinHandle<()>)>,
+    found: Arc<Found>,
 }
 
 impl LinkedIn {
@@ -57,12 +75,24 @@ impl LinkedIn {
             return;
         }
         if self.searcher.is_none() {
-            self.searcher = start(self.names.clone());
+            self.searcher = start(self.found.clone());
         }
-        if let (Some((files, _)), Ok(file)) = (&self.searcher, File::open(file)) {
-            // Without a receiver, it has panicked.
-            _ = files.send(file);
+        let Some((files, _)) = &self.searcher else {
+            return;
+        };
+        let waiting = if self.found.open.load(Ordering::Relaxed) < OPEN_MAX {
+            match File::open(file) {
+                Ok(file) => Waiting::Open(file),
+                Err(_) => return,
+            }
+        } else {
+            Waiting::At(file.to_owned())
+        };
+        if matches!(waiting, Waiting::Open(_)) {
+            self.found.open.fetch_add(1, Ordering::Relaxed);
         }
+        // Without a receiver, it has panicked.
+        _ = files.send(waiting);
     }
 
     /// Waits for the files that are not searched yet.
@@ -71,30 +101,56 @@ impl LinkedIn {
             drop(files);
             _ = searcher.join();
         }
+        let gone = self.found.gone.swap(0, Ordering::Relaxed);
+        if gone > 0 {
+            tracing::warn!(
+                "{gone} files of the target were gone before they were searched for TLS libraries"
+            );
+        }
     }
 
     /// Libraries found so far.
     pub fn names(&self) -> Names {
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        names.clone()
+        let names = self.found.names.lock();
+        names.unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-fn start(names: Arc<Mutex<Names>>) -> Option<(SyncSender<File>, JoinHandle<()>)> {
-    let (sender, receiver): (_, Receiver<File>) = sync_channel(WAITING_MAX);
+fn start(found: Arc<Found>) -> Option<(Sender<Waiting>, JoinHandle<()>)> {
+    let (sender, receiver): (_, Receiver<Waiting>) = channel();
     let run = move || {
-        for file in receiver {
-            match linked_in(&file) {
-                Ok(found) => names
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .extend(found),
-                Err(e) => tracing::debug!("searching a file for TLS libraries: {e:#}"),
-            }
+        for waiting in receiver {
+            found.take(waiting);
         }
     };
     let thread = thread::Builder::new().name("tls-names".into()).spawn(run);
     thread.ok().map(|thread| (sender, thread))
+}
+
+impl Found {
+    fn take(&self, waiting: Waiting) {
+        let file = match waiting {
+            Waiting::Open(file) => {
+                self.open.fetch_sub(1, Ordering::Relaxed);
+                file
+            }
+            Waiting::At(path) => match File::open(path) {
+                Ok(file) => file,
+                Err(_) => {
+                    self.gone.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+            },
+        };
+        match linked_in(&file) {
+            Ok(found) => self
+                .names
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(found),
+            Err(e) => tracing::debug!("searching a file for TLS libraries: {e:#}"),
+        }
+    }
 }
 
 /// TLS libraries in a file.
@@ -198,15 +254,28 @@ mod tests {
     }
 
     #[test]
-    fn names_are_there_when_all_files_are_searched() {
+    fn however_many_files_wait_nobody_waits_for_the_search() {
         let mut linked_in = LinkedIn::default();
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(b"no program").unwrap();
-        for _ in 0..2 * WAITING_MAX {
-            linked_in.search(file.path());
+        let found = linked_in.found.clone();
+        // The searcher stops here at its first file.
+        let busy = found.names.lock().unwrap();
+        for _ in 0..3 * OPEN_MAX {
+            linked_in.search(Path::new("/bin/sh"));
         }
         linked_in.search(Path::new("/nonexistent"));
+        let open = found.open.load(Ordering::Relaxed);
+        assert!((OPEN_MAX - 1..=OPEN_MAX).contains(&open), "{open}");
+        drop(busy);
         linked_in.finish();
-        assert!(linked_in.names().is_empty());
+        assert_eq!(linked_in.names(), Names::new());
+        assert_eq!(found.open.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_file_that_is_gone_when_its_turn_comes_is_counted() {
+        let found = Found::default();
+        found.take(Waiting::At("/nonexistent".into()));
+        assert_eq!(found.gone.load(Ordering::Relaxed), 1);
+        assert!(found.names.lock().unwrap().is_empty());
     }
 }

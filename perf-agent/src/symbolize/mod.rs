@@ -54,8 +54,6 @@ pub struct Stacks {
     inlines: bool,
     /// Where it looks for separate debug files first.
     directories: Vec<PathBuf>,
-    /// Read at the first kernel stack.
-    kernel: Option<Kallsyms>,
     /// By process (0: the kernel) and address; with the functions inlined there, innermost first.
     frames: HashMap<(u32, u64), Vec<FrameFact>>,
     maps: HashMap<u32, Vec<Mapping>>,
@@ -93,7 +91,6 @@ impl Stacks {
             symbolizer: symbolizer(inlines, directories),
             inlines,
             directories: directories.to_vec(),
-            kernel: None,
             frames: HashMap::new(),
             maps: HashMap::new(),
             perf_maps: PerfMaps::default(),
@@ -254,12 +251,7 @@ impl Stacks {
     }
 
     fn look_up_kernel(&mut self, addresses: &[u64]) {
-        let kernel = self.kernel.get_or_insert_with(|| {
-            Kallsyms::of_running_kernel().unwrap_or_else(|e| {
-                tracing::debug!("reading the kernel's symbols: {e}");
-                Kallsyms::default()
-            })
-        });
+        let kernel = Kallsyms::of_running_kernel();
         for address in addresses {
             let frame = match kernel.name(*address) {
                 Some(name) => FrameFact {

@@ -3,7 +3,7 @@
 //! Invariant: `sum(spent_ns) + unaccounted_ns == since_ns - start_ns`, at every moment outside an
 //! update. Every transition adds exactly `now - since_ns` to one of them and sets `since_ns = now`.
 
-use super::tls::TlsCall;
+use super::{sockets::Connection, tls::TlsCall};
 use crate::{class, histogram::BUCKETS, wire};
 
 /// Key of where a thread blocked: used in the map `sites` and inside [`ThreadState`].
@@ -40,6 +40,15 @@ impl SiteKey {
         class: class::UNKNOWN,
         detail_kind: detail::NONE,
     };
+
+    /// What is waited for is the peer of a connection, and time of this class.
+    #[inline(always)]
+    pub fn wait_for(&mut self, connection: &Connection, class: u8) {
+        self.class = class;
+        self.detail = connection.peer;
+        self.detail_kind = connection.peer_kind;
+        self.port = connection.peer_port;
+    }
 }
 
 /// What [`SiteKey::detail`] holds.
@@ -175,6 +184,12 @@ pub struct ThreadState {
     /// Sockets on which this thread sent something as a client, until an answer came; slots are
     /// emptied when they are looked at.
     pub asked: [u64; ASKED],
+    /// Socket on which this thread last received something as a client.
+    pub answered_sk: u64,
+    /// Length and end of the block before, where that was a wait for anything at all: until the next one, or
+    /// until what comes on a connection shows what was waited for.
+    pub idle_ns: u64,
+    pub idle_until_ns: u64,
     /// Open site (valid while `state` is `BLOCKED`).
     pub site: SiteKey,
     pub memo: [StackMemo; MEMO_SLOTS],
@@ -214,7 +229,7 @@ pub struct ThreadState {
     pub inner_tid: u32,
     pub seq_tail: u64,
 }
-wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 8 + 8 * ASKED + 40 + 48 * MEMO_SLOTS + 32 + 40 + 16 + 16 + 8 + 8 + 8);
+wire!(ThreadState => 8 * (3 + class::COUNT + 11) + 8 + 8 * ASKED + 24 + 40 + 48 * MEMO_SLOTS + 32 + 40 + 16 + 16 + 8 + 8 + 8);
 
 /// Histograms of one process, an element of the memory-mapped array `histograms`. Cumulative.
 #[repr(C)]

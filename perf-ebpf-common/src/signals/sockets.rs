@@ -50,6 +50,8 @@ pub struct Connection {
     pub rx_bytes: u64,
     /// When this end last sent and got nothing back since, 0 where it waits for nothing.
     pub asked_ns: u64,
+    /// When this end, a client's, last sent.
+    pub requested_ns: u64,
     /// From the first SYN to the established state; 0 where that was not seen.
     pub connect_ns: u64,
     /// Smoothed round-trip times (`tcp_sock.srtt_us`), read at a receive, once a
@@ -80,7 +82,7 @@ pub struct Connection {
     /// When the round-trip time was read last, in units of 2^20 ns.
     pub rtt_at_ms: u32,
 }
-wire!(Connection => 9 * 8 + 32 + 7 * 4 + 4 + 8);
+wire!(Connection => 10 * 8 + 32 + 7 * 4 + 4 + 8);
 
 /// Ring record: a connection of the target was met for the first time.
 #[repr(C)]
@@ -128,6 +130,20 @@ pub struct SocketData {
     pub pad: [u8; 6],
 }
 wire!(SocketData => 16 + 32 + 4 + 4 + 8 + 8);
+
+/// Value of `protocols`, keyed by [`Connection::id`]: what user space found out of a connection.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Time of the piece after which `in_flight` was so. Where this end sent since, it says nothing.
+    pub at_ns: u64,
+    /// Ledger class of the protocol.
+    pub class: u8,
+    /// 1 where a request had no answer yet, or not all of it.
+    pub in_flight: u8,
+    pub pad: [u8; 6],
+}
+wire!(Told => 16);
 
 /// Value of `connecting`, keyed by socket: a connect under way or done, until its first byte.
 #[repr(C)]

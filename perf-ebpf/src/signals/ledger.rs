@@ -20,6 +20,7 @@ use perf_ebpf_common::{
     signals::ledger::{
         ClassHistograms, SLOTS, SiteKey, SiteTotals, ThreadState, WakerKey, detail, thread_state,
     },
+    signals::sockets::Connection,
     sys, task_state,
 };
 
@@ -126,12 +127,104 @@ fn record(slot: u16, class: u8, length_ns: u64) {
 /// VERIFIER: a function of its own, as the key is copied on the stack.
 #[inline(never)]
 fn end_block(t: &mut ThreadState, until: u64) -> u64 {
+    if t.site.class == class::IDLE
+        && let Some(c) = sockets::unfinished(t)
+    {
+        let class = net_class(c);
+        t.site.wait_for(c, class);
+    }
     let length_ns = close(t, t.site.class, until);
+    t.idle_ns = if t.site.class == class::IDLE {
+        length_ns
+    } else {
+        0
+    };
+    t.idle_until_ns = t.since_ns;
     let key = &t.site;
     if key.kernel_stack != 0 || key.user_stack != 0 || key.detail_kind != detail::NONE {
         add_site(key, length_ns);
     }
     length_ns
+}
+
+/// The block that ended last, a wait for anything at all, was one for connection `c`, on which it was asked at
+/// `asked_ns` (0: before): its time, or what of it was since then, is put where it belongs. The largest of the idle
+/// waits stays what it was.
+///
+/// VERIFIER: a function of its own, as it copies two keys.
+#[inline(never)]
+pub fn was_for(t: &mut ThreadState, c: &Connection, asked_ns: u64) -> u64 {
+    let (whole, until) = (t.idle_ns, t.idle_until_ns);
+    t.idle_ns = 0;
+    let since = until.wrapping_sub(asked_ns);
+    let part = if since < whole { since } else { whole };
+    let class = opaque(net_class(c) as usize);
+    if until <= asked_ns || class >= class::COUNT || t.spent_ns[class::IDLE as usize] < part {
+        return 0;
+    }
+    begin(t);
+    t.spent_ns[class::IDLE as usize] -= part;
+    t.spent_ns[class] += part;
+    if t.last_class == class::IDLE {
+        t.last_class = class as u8;
+    }
+    if t.woken_from == class::IDLE + 1 {
+        t.woken_from = class as u8 + 1;
+    }
+    if t.missed_wake_class == class::IDLE + 1 {
+        t.missed_wake_class = class as u8 + 1;
+    }
+    unrecord(t.site.slot, class::IDLE, whole);
+    record(t.site.slot, class as u8, part);
+    if part < whole {
+        record(t.site.slot, class::IDLE, whole - part);
+    }
+    let had_site = take_from_site(&t.site, whole, part);
+    t.site.wait_for(c, class as u8);
+    // Where it has no site under its key, its stacks were found after it had ended.
+    if had_site || t.site.kernel_stack == 0 && t.site.user_stack == 0 {
+        add_site(&t.site, part);
+    }
+    end(t);
+    0
+}
+
+/// Takes an interval back out of the histogram of a process, which then lacks its maximum alone.
+#[inline(always)]
+fn unrecord(slot: u16, class: u8, length_ns: u64) {
+    let Some(h) = HISTOGRAMS.get_ptr_mut(slot as u32) else {
+        return;
+    };
+    let class = opaque(class as usize);
+    if class >= class::COUNT {
+        return;
+    }
+    let bucket = opaque(class * BUCKETS + bucket_of(length_ns));
+    if bucket >= class::COUNT * BUCKETS {
+        return;
+    }
+    // SAFETY: both indices were checked against the arrays' lengths.
+    unsafe {
+        add32((&raw mut (*h).buckets).cast::<u32>().add(bucket), u32::MAX);
+        let sum = (&raw mut (*h).sum_ns).cast::<u64>().add(class);
+        add(sum, length_ns.wrapping_neg());
+    }
+}
+
+/// Takes a part of an interval back from a site, and its count where that is all of it; whether it has one.
+#[inline(always)]
+fn take_from_site(key: &SiteKey, whole: u64, part: u64) -> bool {
+    let Some(totals) = SITES.get_ptr_mut(&forgotten(key)) else {
+        return false;
+    };
+    // SAFETY: a live map value.
+    unsafe {
+        if part == whole {
+            add(&raw mut (*totals).count, u64::MAX);
+        }
+        add(&raw mut (*totals).sum_ns, part.wrapping_neg());
+    }
+    true
 }
 
 /// Adds an interval to a site.
@@ -206,7 +299,7 @@ fn find_site(t: &mut ThreadState, task: Typed, state: u32) {
     match class {
         class::IDLE if blocked.sys == sys::POLL_MANY => {
             if let Some(c) = sockets::awaited(t) {
-                class = sockets::class_or(c.class, default_net(c.kind));
+                class = net_class(c);
                 detail = c.peer;
                 detail_kind = c.peer_kind;
                 port = c.peer_port;
@@ -231,14 +324,15 @@ fn find_site(t: &mut ThreadState, task: Typed, state: u32) {
     };
 }
 
-/// Class of waiting for a peer whose protocol is not known.
+/// Class of waiting for a connection's peer.
 #[inline(always)]
-const fn default_net(kind: u8) -> u8 {
-    if kind == fd::UNIX_CLIENT {
+fn net_class(c: &Connection) -> u8 {
+    let otherwise = if c.kind == fd::UNIX_CLIENT {
         class::NET_UNIX
     } else {
         class::NET_TCP
-    }
+    };
+    sockets::class_or(c.class, otherwise)
 }
 
 /// `prev` leaves the CPU; true where it blocks: its update is left open for [`blocked`] then, and the stacks

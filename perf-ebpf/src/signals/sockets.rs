@@ -19,14 +19,17 @@ use perf_ebpf_common::{
         ledger::{ASKED, ThreadState},
         record,
         sockets::{
-            Connecting, Connection, ConnectionClosed, ConnectionMet, IOVECS_MAX, SocketData,
+            Connecting, Connection, ConnectionClosed, ConnectionMet, IOVECS_MAX, SocketData, Told,
             buffer, direction,
         },
     },
     sys,
 };
 
-use super::payload::{self, FEW_IOVECS, buffer_kind, is_recvfrom};
+use super::{
+    ledger,
+    payload::{self, FEW_IOVECS, buffer_kind, is_recvfrom},
+};
 use crate::{
     file::{self, NO_WAKEUP},
     prelude::*,
@@ -42,9 +45,9 @@ static CONNECTIONS: HashMap<u64, Connection> = HashMap::with_max_entries(16384, 
 #[map(name = "connecting")]
 static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(4096, 0);
 
-/// Ledger class of a connection's protocol, by [`Connection::id`]: user space fills it.
+/// What is known of a connection's protocol, by [`Connection::id`]: user space fills it.
 #[map(name = "protocols")]
-static PROTOCOLS: HashMap<u64, u8> = HashMap::with_max_entries(16384, 0);
+static PROTOCOLS: HashMap<u64, Told> = HashMap::with_max_entries(16384, 0);
 
 /// New connections are built here: larger than what is left of the stack.
 #[map(name = "met_scratch")]
@@ -219,7 +222,9 @@ fn transferred<const BUFFERS: usize>(
     } else {
         let before = c.rx_bytes;
         c.rx_bytes = before + bytes;
-        c.asked_ns = 0;
+        if is_client(c.kind) {
+            answered(t, c, socket.sk);
+        }
         if socket.tcp {
             round_trip(c, socket.sk, now);
         }
@@ -292,6 +297,7 @@ fn meet(t: &mut ThreadState, socket: Socket, now: u64) -> u64 {
         tx_bytes: 0,
         rx_bytes: 0,
         asked_ns: 0,
+        requested_ns: 0,
         connect_ns: 0,
         rtt_sum_us: 0,
         send_stall_ns: 0,
@@ -348,15 +354,16 @@ pub fn count(kind: u32) {
 /// This end sent: as a client it now waits for an answer.
 #[inline(always)]
 fn sent(t: &mut ThreadState, c: &mut Connection, sk: u64, now: u64) {
-    if c.asked_ns != 0 || !is_client(c.kind) {
+    if !is_client(c.kind) {
+        return;
+    }
+    c.requested_ns = now;
+    if c.asked_ns != 0 {
         return;
     }
     c.asked_ns = now;
     if c.class == 0 {
-        // SAFETY: one byte.
-        if let Some(class) = unsafe { PROTOCOLS.get(&c.id) } {
-            c.class = *class;
-        }
+        told(c);
     }
     // By the connection, so that one used again and again stays in its own slot; inode numbers of
     // sockets opened one after another differ in their low bits. One that still waits is passed over
@@ -371,6 +378,53 @@ fn sent(t: &mut ThreadState, c: &mut Connection, sk: u64, now: u64) {
         }
     }
     t.asked[own & (ASKED - 1)] = sk;
+}
+
+/// This end received as a client. A wait for anything that ended just before was one for this.
+#[inline(always)]
+fn answered(t: &mut ThreadState, c: &mut Connection, sk: u64) {
+    let asked_ns = c.asked_ns;
+    c.asked_ns = 0;
+    t.answered_sk = sk;
+    if t.idle_ns != 0 && (asked_ns != 0 || goes_on(c)) {
+        ledger::was_for(t, c, asked_ns);
+    }
+}
+
+/// How soon user space tells of a connection: it looks ten times a second, and says something when the
+/// connection's last request is from before the look before.
+const TOLD_WITHIN_NS: u64 = 250_000_000;
+
+/// Whether what comes on a connection goes on with an answer, and is not sent unasked: as user space knows, if it
+/// was told after the last request. Until it could be, an answer is the likelier.
+#[inline(always)]
+fn goes_on(c: &mut Connection) -> bool {
+    match told(c) {
+        Some(told) => told.in_flight != 0 || told.at_ns < c.requested_ns,
+        None => c.requested_ns != 0 && c.last_ns - c.first_ns < TOLD_WITHIN_NS,
+    }
+}
+
+/// What user space found out of a connection.
+#[inline(always)]
+fn told(c: &mut Connection) -> Option<&'static Told> {
+    // SAFETY: a torn one is wrong for one wait.
+    let told = unsafe { PROTOCOLS.get(&c.id) }?;
+    c.class = told.class;
+    Some(told)
+}
+
+/// The connection on which thread `t` received last, if more of an answer is to come.
+#[inline(always)]
+pub fn unfinished(t: &ThreadState) -> Option<&'static Connection> {
+    if t.answered_sk == 0 {
+        return None;
+    }
+    let c = CONNECTIONS.get_ptr_mut(&t.answered_sk)?;
+    // SAFETY: a live map value.
+    let c = unsafe { &mut *c };
+    let told = told(c)?;
+    (told.in_flight != 0 && told.at_ns >= c.last_ns).then_some(c)
 }
 
 /// The connection of a socket on which a request is without an answer.

@@ -1,4 +1,4 @@
-//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--now] [--hold] [--quiet]
+//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--listen ADDRESS] [--now] [--hold] [--quiet]
 //! [--realtime]`, see `perf_agent_tests::workloads`.
 
 use std::io;

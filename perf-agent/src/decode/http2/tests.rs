@@ -406,3 +406,26 @@ proptest! {
         survives(Protocol::Http2, joined, &events);
     }
 }
+
+#[test]
+fn a_stream_whose_answer_has_begun_is_in_flight_and_not_awaited() {
+    let mut decoder = decoder(Joined::AtStart);
+    let mut output = Output::new(Options::default());
+    let mut passes = |direction, bytes: Vec<u8>| {
+        decoder.bytes(direction, 10, &bytes, &mut output);
+        (decoder.in_flight(), decoder.is_awaited())
+    };
+    let asked = [opening(), get(1)].concat();
+    assert_eq!(passes(Direction::Request, asked), (1, true));
+    let begun = [settings(), headers(1, 0, b"\x88")].concat();
+    assert_eq!(passes(Direction::Response, begun), (1, false));
+    assert_eq!(passes(Direction::Request, get(3)), (2, true));
+    assert_eq!(
+        passes(Direction::Response, headers(3, 0, b"\x88")),
+        (2, false)
+    );
+    assert_eq!(
+        passes(Direction::Response, data(3, END_STREAM, b"")),
+        (1, false)
+    );
+}

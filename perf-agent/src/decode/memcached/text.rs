@@ -2,7 +2,8 @@
 
 use super::{
     super::{
-        Direction, Exchange, Joined, Outcome, Output, Outstanding, Sync, TextId, Verdict, keys,
+        Anomaly, Direction, Exchange, Joined, Outcome, Output, Outstanding, Sync, TextId, Verdict,
+        keys,
         lexer::{Item, Lexer, count},
         sync::Piece,
     },
@@ -571,6 +572,10 @@ impl Decoder for Text {
     }
 
     fn end(&mut self, output: &mut Output) {
+        // One that was begun has no answer either.
+        if !self.sync.lost(Direction::Request) && self.open.take().is_some() {
+            output.anomaly(Anomaly::Unanswered, 1);
+        }
         self.outstanding.give_up(output);
     }
 

@@ -64,6 +64,7 @@ impl Subscriptions {
 }
 
 /// What an answer says of its request.
+#[inline]
 pub fn outcome(asked: &Asked, facts: &Facts) -> Outcome {
     if facts.error.is_some() {
         return Outcome {

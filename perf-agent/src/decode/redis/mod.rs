@@ -33,7 +33,7 @@ mod tests;
 use std::collections::VecDeque;
 
 use self::{
-    commands::Effect,
+    commands::{Effect, Lookup},
     meaning::{Asked, CHANNEL_ANSWERS, MESSAGES, Subscriptions, outcome},
     replies::{Facts, Replies},
     requests::{ReplyMode, Request, Requests},
@@ -139,6 +139,7 @@ impl Redis {
 
     fn request_bytes(&mut self, at_ns: u64, mut rest: &[u8], output: &mut Output) {
         while !self.stopped {
+            self.asked_again(at_ns, &mut rest, output);
             let before = rest.len();
             let step = self.requests.next(at_ns, &mut rest, output);
             self.sync.read(Direction::Request, before - rest.len());
@@ -151,6 +152,51 @@ impl Redis {
                 Some(requests::Step::Request(request)) => self.asked(request, at_ns, output),
             }
             self.sync.message(Direction::Request, output);
+        }
+    }
+
+    /// Takes commands like the one before off the front of `rest`, as many as there are.
+    fn asked_again(&mut self, at_ns: u64, rest: &mut &[u8], output: &mut Output) {
+        let Some((lookup, arguments)) = self.requests.again() else {
+            return;
+        };
+        if self.reply_mode != ReplyMode::On {
+            return;
+        }
+        let asked = Asked {
+            lookup,
+            effect: Effect::None,
+            arguments,
+            answers: 0,
+        };
+        let before = rest.len();
+        while let Some(text) = self.requests.text_again(rest, output) {
+            self.outstanding.ask(text, at_ns, asked, output);
+        }
+        if rest.len() < before {
+            self.sync.read(Direction::Request, before - rest.len());
+            self.sync.message(Direction::Request, output);
+        }
+    }
+
+    /// Takes replies that only end the exchanges they answer off the front of `rest`, as many as there are.
+    fn replied_plainly(&mut self, at_ns: u64, rest: &mut &[u8], output: &mut Output) {
+        if !self.replies.between() {
+            return;
+        }
+        let before = rest.len();
+        while let Some(asked) = self.outstanding.next().copied()
+            && asked.effect == Effect::None
+            && asked.lookup != Lookup::Type
+            && let Some(facts) = Replies::plain(rest)
+        {
+            self.outstanding.first_byte(at_ns);
+            let outcome = outcome(&asked, &facts);
+            self.outstanding.answer(at_ns, outcome, output);
+        }
+        if rest.len() < before {
+            self.sync.read(Direction::Response, before - rest.len());
+            self.sync.message(Direction::Response, output);
         }
     }
 
@@ -207,6 +253,7 @@ impl Redis {
 
     fn reply_bytes(&mut self, at_ns: u64, mut rest: &[u8], output: &mut Output) {
         while !self.stopped {
+            self.replied_plainly(at_ns, &mut rest, output);
             let before = rest.len();
             if let Some(facts) = self.replies.simple(&mut rest) {
                 self.sync.read(Direction::Response, before - rest.len());
@@ -418,6 +465,12 @@ impl Decoder for Redis {
     }
 
     fn end(&mut self, output: &mut Output) {
+        // One that was begun has no answer either.
+        let open = !self.stopped && !self.sync.lost(Direction::Request);
+        if open && self.requests.cut(output).is_some() {
+            output.anomaly(Anomaly::Unanswered, 1);
+            self.requests.reset();
+        }
         self.outstanding.give_up(output);
         self.give_up_queued(output);
     }

@@ -4,7 +4,7 @@
 //! ends, so that a peer's claims cost no memory.
 
 use super::{
-    super::lexer::{Item, Lexer, count, number},
+    super::lexer::{Item, Lexer, count, digits, number},
     super::{Output, TextId},
 };
 
@@ -127,6 +127,35 @@ impl Replies {
             }
             _ => return None,
         }
+        Some(facts)
+    }
+
+    /// A reply as [`Replies::simple`] takes them of which no word matters: a string, a number, null or `OK`.
+    #[inline]
+    pub fn plain(rest: &mut &[u8]) -> Option<Facts> {
+        let kind = *rest.first()?;
+        let mut facts = Facts {
+            kind,
+            ..Facts::default()
+        };
+        *rest = match kind {
+            b'$' => match digits(&rest[1..]) {
+                Some((length, after)) => {
+                    facts.length = length as u64;
+                    after.get(length..)?.strip_prefix(b"\r\n")?
+                }
+                None => {
+                    facts.null = true;
+                    rest.strip_prefix(b"$-1\r\n")?
+                }
+            },
+            b':' => {
+                let (value, after) = digits(&rest[1..])?;
+                facts.integer = value as i64;
+                after
+            }
+            _ => rest.strip_prefix(b"+OK\r\n")?,
+        };
         Some(facts)
     }
 

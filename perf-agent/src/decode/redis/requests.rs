@@ -1,7 +1,7 @@
 //! Commands out of the stream of a client.
 
 use super::{
-    super::lexer::{Item, KEEP, Lexer, count, number},
+    super::lexer::{Item, KEEP, Lexer, count, digits, number},
     super::{Options, Output, TextId, keys},
     commands::{Command, Effect, Key, Lookup, command, subcommand},
 };
@@ -52,6 +52,7 @@ pub struct Requests {
     /// Arguments of the open command still to come, with its name.
     left: u64,
     last: Last,
+    front: Option<Front>,
 }
 
 /// The command that [`Requests::whole`] read last, by its name as it was sent. Clients that pipeline
@@ -75,6 +76,63 @@ impl Last {
             };
         }
         self.command
+    }
+}
+
+/// What the command that [`Requests::whole`] read last has before its key's length, where the key is its first
+/// argument: `*2\r\n$3\r\nGET\r\n$`. Its name as it was sent and the number of its arguments are in it.
+struct Front {
+    words: [u64; Front::WORDS],
+    masks: [u64; Front::WORDS],
+    length: usize,
+    /// See [`of_command`].
+    of: u64,
+    command: &'static Command,
+    arguments: u32,
+}
+
+impl Front {
+    const WORDS: usize = 3;
+
+    fn of(
+        front: &[u8],
+        (index, command): (u16, &'static Command),
+        arguments: u32,
+    ) -> Option<Front> {
+        if front.len() > 8 * Front::WORDS {
+            return None;
+        }
+        let (mut words, mut masks) = ([0; Front::WORDS], [0; Front::WORDS]);
+        let parts = front.chunks(8).zip(words.iter_mut().zip(&mut masks));
+        for (part, (word, mask)) in parts {
+            *word = keys::word(part);
+            *mask = u64::MAX >> (64 - 8 * part.len());
+        }
+        Some(Front {
+            words,
+            masks,
+            length: front.len(),
+            of: of_command(index, 0),
+            command,
+            arguments,
+        })
+    }
+
+    /// What follows it in `bytes`, if they begin with it. Of the last bytes of a piece it says nothing.
+    #[inline]
+    fn strip<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let begin: &[u8; 8 * Front::WORDS] = bytes.first_chunk()?;
+        let words = begin
+            .as_chunks()
+            .0
+            .iter()
+            .map(|word| u64::from_le_bytes(*word));
+        let parts = words.zip(self.words.iter().zip(&self.masks));
+        let differs = parts.fold(0, |sum, (word, (own, mask))| sum | (word & mask) ^ own);
+        if differs != 0 {
+            return None;
+        }
+        bytes.get(self.length..)
     }
 }
 
@@ -155,6 +213,7 @@ impl Requests {
         output: &mut Output,
     ) -> Option<Request> {
         let (count, mut after) = number(b'*', rest)?;
+        let whole = *rest;
         let arguments = count.checked_sub(1)?;
         let (index, command) = self.last.command(body(&mut after)?)?;
         let key_at = match command.key {
@@ -164,6 +223,10 @@ impl Requests {
         };
         if command.effect != Effect::None {
             return None;
+        }
+        if key_at == 1 && after.first() == Some(&b'$') {
+            let front = &whole[..=whole.len() - after.len()];
+            self.front = Front::of(front, (index, command), arguments as u32);
         }
         let mut key = None;
         for at in 1..=arguments {
@@ -186,6 +249,31 @@ impl Requests {
             reply: None,
             acknowledges: false,
         })
+    }
+
+    /// At a boundary: a command that begins as the one that [`Requests::whole`] read last, and lies whole in `rest`,
+    /// taken off its front: its text. Clients that pipeline send one command again and again, and this takes a
+    /// third of the time. [`Requests::again`] says what else there is to it.
+    #[inline]
+    pub(super) fn text_again(&self, rest: &mut &[u8], output: &mut Output) -> Option<TextId> {
+        let front = self.front.as_ref()?;
+        let (length, after) = digits(front.strip(rest)?)?;
+        let (key, after) = after.split_at_checked(length)?;
+        let mut after = after.strip_prefix(b"\r\n")?;
+        for _ in 1..front.arguments {
+            body(&mut after)?;
+        }
+        *rest = after;
+        let key = &key[..length.min(KEEP)];
+        Some(shape(front.of, Some(key), output, |options| {
+            format!("{} {}", front.command.name, keys::shown(key, options))
+        }))
+    }
+
+    /// Lookup and number of arguments of the commands that [`Requests::text_again`] takes. They have no effect.
+    pub(super) fn again(&self) -> Option<(Lookup, u32)> {
+        let front = self.front.as_ref().filter(|_| self.between())?;
+        Some((front.command.lookup, front.arguments))
     }
 
     /// `count` bytes passed unseen. Returns whether the boundaries are still known.

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use anyhow::{Context as _, Result};
 use perf_ebpf_common::{
-    Wire, fd,
+    Wire, class, fd,
     signals::{
         LatencyCell,
         allocations::{Allocation, AllocationKey, AllocationTotals, LiveKey},
         block_io::BlockIoKey,
-        ledger::{SiteKey, SiteTotals, ThreadState},
+        ledger::{SiteKey, SiteTotals, ThreadState, thread_state},
         locks::{LockHoldKey, LockHoldTotals},
         memory::{GrowthKey, GrowthTotals},
         sockets::Connection,
@@ -58,8 +58,8 @@ impl Live {
         Ok(counts)
     }
 
-    /// Reads the connections and turns what was said on them into facts.
-    pub(super) fn end_connections(&mut self, end_ns: u64) -> Result<()> {
+    /// Reads the connections and turns what was said on them into facts. The map's entries.
+    pub(super) fn end_connections(&mut self, end_ns: u64) -> Result<Vec<u8>> {
         let map = &self.kernel.maps.connections;
         let entries = map.entries().context("reading connections")?;
         self.connection_entries = entries.len() / (8 + size_of::<Connection>());
@@ -81,7 +81,36 @@ impl Live {
             ]
             .map(Frame::Fact),
         );
-        Ok(())
+        Ok(entries)
+    }
+
+    /// Waits for anything at all that are under way, of threads to which more of an answer is to come: they are
+    /// told as waits for it, as which the kernel side books them when they end.
+    pub(super) fn name_waits(&self, threads: &mut [u8], connections: &[u8]) {
+        let stride = 8 + size_of::<Connection>();
+        let entries = connections.chunks_exact(stride);
+        let of_socket = entries.filter_map(|entry| {
+            let connection = Connection::from_bytes(&entry[8..])?;
+            Some((u64::from_bytes(entry)?, connection))
+        });
+        let of_socket: HashMap<u64, Connection> = of_socket.collect();
+        for entry in threads.chunks_exact_mut(4 + size_of::<ThreadState>()) {
+            let Some(mut thread) = ThreadState::from_bytes(&entry[4..]) else {
+                continue;
+            };
+            if thread.state != thread_state::BLOCKED || thread.site.class != class::IDLE {
+                continue;
+            }
+            let answered = of_socket.get(&thread.answered_sk);
+            let awaited = answered.and_then(|c| {
+                let class = self.connections.awaited(c.id, thread.since_ns)?;
+                Some((c, class))
+            });
+            if let Some((connection, class)) = awaited {
+                thread.site.wait_for(connection, class);
+                entry[4..].copy_from_slice(thread.as_bytes());
+            }
+        }
     }
 
     /// Takes Unix sockets that are gone out of the map: no event tells of their end.
