@@ -148,8 +148,8 @@ fn end_block(t: &mut ThreadState, until: u64) -> u64 {
 }
 
 /// The block that ended last, a wait for anything at all, was one for connection `c`, on which it was asked at
-/// `asked_ns` (0: before): its time, or what of it was since then, is put where it belongs. The largest of the idle
-/// waits stays what it was.
+/// `asked_ns`: its time, or what of it was since then, is put where it belongs. The largest of the idle waits stays
+/// what it was.
 ///
 /// VERIFIER: a function of its own, as it copies two keys.
 #[inline(never)]

@@ -386,8 +386,14 @@ fn answered(t: &mut ThreadState, c: &mut Connection, sk: u64) {
     let asked_ns = c.asked_ns;
     c.asked_ns = 0;
     t.answered_sk = sk;
-    if t.idle_ns != 0 && (asked_ns != 0 || goes_on(c)) {
+    if t.idle_ns == 0 {
+        return;
+    }
+    // Another thread may have asked while this one waited: from then on it was a wait for this.
+    if asked_ns != 0 {
         ledger::was_for(t, c, asked_ns);
+    } else if goes_on(c) {
+        ledger::was_for(t, c, c.requested_ns);
     }
 }
 
@@ -414,7 +420,7 @@ fn told(c: &mut Connection) -> Option<&'static Told> {
     Some(told)
 }
 
-/// The connection on which thread `t` received last, if more of an answer is to come.
+/// The connection on which thread `t` received last, if more of an answer was to come all the time it waited.
 #[inline(always)]
 pub fn unfinished(t: &ThreadState) -> Option<&'static Connection> {
     if t.answered_sk == 0 {
@@ -424,7 +430,8 @@ pub fn unfinished(t: &ThreadState) -> Option<&'static Connection> {
     // SAFETY: a live map value.
     let c = unsafe { &mut *c };
     let told = told(c)?;
-    (told.in_flight != 0 && told.at_ns >= c.last_ns).then_some(c)
+    let waits = told.in_flight != 0 && told.at_ns >= c.last_ns && c.requested_ns <= t.since_ns;
+    waits.then_some(c)
 }
 
 /// The connection of a socket on which a request is without an answer.

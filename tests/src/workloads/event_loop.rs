@@ -4,6 +4,7 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::gate::{Gate, Options, check};
@@ -19,6 +20,8 @@ const TICK: Duration = Duration::from_millis(60);
 pub const ANSWERS: [(u32, u32); 2] = [(10, 30), (4, 400)];
 /// Sent at once: milliseconds before each answer.
 pub const PIPELINED: u32 = 300;
+/// Asked by another thread while the loop waits: milliseconds before the answer.
+pub const OF_ANOTHER: u32 = 500;
 /// One with ticks meanwhile.
 pub const TICKED: (u32, u32) = (2, 1500);
 /// Bytes of a part.
@@ -120,6 +123,15 @@ impl<'a> Loop<'a> {
     }
 }
 
+/// Sends what is asked from a thread of its own, after a rest: when it did.
+fn ask_meanwhile(mut stream: TcpStream, asked: String) -> JoinHandle<io::Result<Instant>> {
+    std::thread::spawn(move || {
+        std::thread::sleep(REST);
+        stream.write_all(asked.as_bytes())?;
+        Ok(Instant::now())
+    })
+}
+
 /// The request for an answer in parts.
 pub fn request(parts: u32, ms: u32) -> String {
     format!("GET /parts/{parts}/{ms} HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -149,6 +161,18 @@ pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
             client.rest()?;
         }
         client.get(&[(1, PIPELINED), (1, PIPELINED)], "net.http")?;
+        client.rest()?;
+        let other = ask_meanwhile(client.stream.try_clone()?, request(1, OF_ANOTHER));
+        client.wait("idle", Duration::from_secs(10))?;
+        let woken = Instant::now();
+        let asked = other.join().map_err(|_| io::ErrorKind::Other)??;
+        client.meter.rebook("idle", "net.http", woken - asked);
+        client.ask(
+            b"",
+            head(1).len() + PART,
+            "net.http",
+            Duration::from_secs(10),
+        )?;
         client.rest()?;
         Ok(Vec::new())
     })?;

@@ -76,6 +76,14 @@ impl Meter {
         Ok(result)
     }
 
+    /// Books so much of what is under one class under another, where only its end told what a wait was for.
+    pub fn rebook(&mut self, from: &'static str, to: &'static str, time: Duration) {
+        let ns = time.as_nanos() as u64;
+        let booked = self.classes.entry(from).or_default();
+        *booked = booked.saturating_sub(ns);
+        *self.classes.entry(to).or_default() += ns;
+    }
+
     /// What is booked under a class by now.
     pub fn so_far(&self, class: &str) -> Duration {
         Duration::from_nanos(self.classes.get(class).copied().unwrap_or(0))

@@ -87,28 +87,33 @@ impl Live {
     /// Waits for anything at all that are under way, of threads to which more of an answer is to come: they are
     /// told as waits for it, as which the kernel side books them when they end.
     pub(super) fn name_waits(&self, threads: &mut [u8], connections: &[u8]) {
-        let stride = 8 + size_of::<Connection>();
-        let entries = connections.chunks_exact(stride);
-        let of_socket = entries.filter_map(|entry| {
-            let connection = Connection::from_bytes(&entry[8..])?;
-            Some((u64::from_bytes(entry)?, connection))
-        });
-        let of_socket: HashMap<u64, Connection> = of_socket.collect();
+        let mut waits = Vec::new();
         for entry in threads.chunks_exact_mut(4 + size_of::<ThreadState>()) {
-            let Some(mut thread) = ThreadState::from_bytes(&entry[4..]) else {
-                continue;
-            };
-            if thread.state != thread_state::BLOCKED || thread.site.class != class::IDLE {
-                continue;
+            if let Some(thread) = ThreadState::from_bytes(&entry[4..])
+                && thread.state == thread_state::BLOCKED
+                && thread.site.class == class::IDLE
+                && thread.answered_sk != 0
+            {
+                waits.push((thread, &mut entry[4..]));
             }
-            let answered = of_socket.get(&thread.answered_sk);
-            let awaited = answered.and_then(|c| {
-                let class = self.connections.awaited(c.id, thread.since_ns)?;
-                Some((c, class))
-            });
-            if let Some((connection, class)) = awaited {
+        }
+        // Servers have none: their connections are not put into a table for it.
+        if waits.is_empty() {
+            return;
+        }
+        let entries = connections.chunks_exact(8 + size_of::<Connection>());
+        let of_socket: HashMap<u64, Connection> = entries
+            .filter_map(|entry| {
+                let connection = Connection::from_bytes(&entry[8..])?;
+                Some((u64::from_bytes(entry)?, connection))
+            })
+            .collect();
+        for (mut thread, bytes) in waits {
+            if let Some(connection) = of_socket.get(&thread.answered_sk)
+                && let Some(class) = self.connections.awaited(connection.id, thread.since_ns)
+            {
                 thread.site.wait_for(connection, class);
-                entry[4..].copy_from_slice(thread.as_bytes());
+                bytes.copy_from_slice(thread.as_bytes());
             }
         }
     }
