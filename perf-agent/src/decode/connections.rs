@@ -245,7 +245,7 @@ impl Connections {
             at_ns: data.header.at_ns,
             account_ns: data.account_ns,
             sent: piece.sent,
-            in_flight: 0,
+            in_flight: false,
         };
         let (serving, of) = (&mut known.serving, (served, known.peer));
         self.gathered
@@ -419,7 +419,7 @@ impl Connections {
         let waits = known
             .conversation
             .as_ref()
-            .is_some_and(|c| c.in_flight() > 0 || c.idle_in_transaction_since_ns.is_some());
+            .is_some_and(|c| c.is_in_flight() || c.idle_in_transaction_since_ns.is_some());
         if !moved && !waits && !known.closed {
             return;
         }

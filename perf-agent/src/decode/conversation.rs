@@ -180,6 +180,13 @@ impl Conversation {
         }
     }
 
+    pub fn is_in_flight(&self) -> bool {
+        match &self.speaks {
+            Speaks::Decoded(_, decoder) => decoder.is_in_flight(),
+            _ => false,
+        }
+    }
+
     /// Whether this end, a client, waits for an answer or for the rest of one.
     pub fn is_awaited(&self) -> bool {
         match &self.speaks {
@@ -259,7 +266,7 @@ impl Conversation {
                 // The kernel tells of a send when it has ended. Where another thread receives, the
                 // answer may be told of first.
                 let answer = direction == Direction::Response;
-                let early = answer && self.shared && self.client && decoder.in_flight() == 0;
+                let early = answer && self.shared && self.client && !decoder.is_in_flight();
                 if early {
                     self.held.push((at_ns, Held::Bytes(bytes.to_vec())));
                     let held: usize = self.held.iter().map(|(_, part)| part.memory()).sum();

@@ -36,8 +36,8 @@ impl Gathered {
             return;
         }
         piece.in_flight = match protocol {
-            Some(_) => conversation.in_flight(),
-            None => usize::from(!piece.sent),
+            Some(_) => conversation.is_in_flight(),
+            None => !piece.sent,
         };
         self.requests.served(serving, &piece, protocol, exchanges);
     }

@@ -539,7 +539,7 @@ impl Decoder for Http {
     fn is_awaited(&self) -> bool {
         let answer = &self.ways[Direction::Response as usize];
         let events = answer.events && !matches!(answer.part, Part::Head);
-        !events && self.in_flight() > 0
+        !events && self.is_in_flight()
     }
 }
 

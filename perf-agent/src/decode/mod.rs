@@ -130,10 +130,15 @@ pub trait Decoder {
     /// Requests that wait for (the rest of) their answer.
     fn in_flight(&self) -> usize;
 
+    /// Whether there are any: asked with each piece.
+    fn is_in_flight(&self) -> bool {
+        self.in_flight() > 0
+    }
+
     /// Whether a client waits for an answer or for the rest of one. An answer that stays open for events, with
     /// nothing between them, is not waited for.
     fn is_awaited(&self) -> bool {
-        self.in_flight() > 0
+        self.is_in_flight()
     }
 
     /// Whether what follows is TLS (or GSSAPI's encryption): the client asked for it and the server

@@ -37,7 +37,11 @@ use crate::{
         connections::{Connections, Taken},
     },
     kernel::{
-        Kernel, LoadOptions, host, kallsyms::Kallsyms, raw::MappedArray, tables, unwind::UnwindMaps,
+        Kernel, LoadOptions, host,
+        kallsyms::{self, Kallsyms},
+        raw::MappedArray,
+        tables,
+        unwind::UnwindMaps,
     },
     signals::records::{self, Record},
     symbolize::namer::{Namer, Unnamed},
@@ -614,28 +618,27 @@ impl Live {
     }
 }
 
-/// Reads the kernel's names while the programs are loaded, with what is left of the CPUs: whoever names a stack
-/// waits for them. Kernel stacks of blocks begin with a function that is told to the kernel side; where it is not
-/// found they begin a frame earlier while another tracer is there.
+/// Reads the kernel's names while the programs are loaded. First the function that kernel stacks of blocks begin
+/// with: until it is told, they begin a frame earlier while another tracer is there, and what is remembered then
+/// is found out of date. Then all of them, with what is left of the CPUs: whoever names a stack waits for them.
 fn read_kernel_names(told: Option<MappedArray<FunctionRange>>) {
     let Some(told) = told else {
         return;
     };
     let read = move || {
+        match (kallsyms::range_of("__schedule"), told.element(0)) {
+            (Ok(Some((start, end))), Some(element)) => {
+                let range = FunctionRange { start, end };
+                // SAFETY: a live element of the mapped array; the kernel only reads it.
+                unsafe { element.as_ptr().write_volatile(range) };
+            }
+            _ => tracing::debug!("no __schedule in /proc/kallsyms"),
+        }
         // SAFETY: takes numbers alone; 0 is this thread. It costs nothing but time if it fails.
         unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, BESIDE) };
-        let range = Kallsyms::of_running_kernel().range_of("__schedule");
+        Kallsyms::of_running_kernel();
         // Three times the table was in use to sort it, and stays with the thread's own heap otherwise.
         crate::kernel::give_memory_back();
-        let (Some((start, end)), Some(element)) = (range, told.element(0)) else {
-            return tracing::debug!("no __schedule in /proc/kallsyms");
-        };
-        // SAFETY: a live element of the mapped array; the kernel only reads it.
-        unsafe {
-            element
-                .as_ptr()
-                .write_volatile(FunctionRange { start, end })
-        };
     };
     let thread = std::thread::Builder::new().name("kallsyms".to_owned());
     if let Err(e) = thread.spawn(read) {

@@ -264,6 +264,10 @@ impl Decoder for Postgresql {
         self.session.in_flight()
     }
 
+    fn is_in_flight(&self) -> bool {
+        self.session.is_in_flight()
+    }
+
     fn encrypted(&self) -> bool {
         self.session.encrypted
     }

@@ -215,11 +215,14 @@ impl Session {
 
     /// A client that always waits for the answer goes on: the end of the answer was not captured.
     pub fn answered_unseen(&mut self, output: &mut Output) {
-        let mut syncs = self.queue.iter().filter(|i| i.kind == Kind::Sync);
-        let one = syncs.next().is_some() && syncs.next().is_none();
         let whole = self.queue.back().is_some_and(|i| i.kind == Kind::Sync);
         let waits = self.rounds > 0 && !self.overlaps;
-        if self.pairing != Pairing::FromEnd || !(one && whole && waits) {
+        if self.pairing != Pairing::FromEnd || !whole || !waits {
+            return;
+        }
+        // Last, as it looks at all that is in flight, with each piece of a peer that is never answered.
+        let syncs = self.queue.iter().filter(|i| i.kind == Kind::Sync);
+        if syncs.take(2).count() != 1 {
             return;
         }
         let mut exchanges = self.queue.iter().filter(|i| i.kind.is_exchange());
@@ -265,6 +268,14 @@ impl Session {
             .iter()
             .filter(|i| i.kind.is_exchange() && !i.answered);
         exchanges.count()
+    }
+
+    /// Whether [`Session::in_flight`] is more than none: most often the first message in flight tells, and there
+    /// may be 65,536.
+    pub fn is_in_flight(&self) -> bool {
+        self.queue
+            .iter()
+            .any(|i| i.kind.is_exchange() && !i.answered)
     }
 
     /// COPY begins: drops Syncs sent behind its Execute, which the server reads and ignores.

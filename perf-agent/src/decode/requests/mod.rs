@@ -78,9 +78,9 @@ pub struct Piece {
     /// Which stay on the CPU the thread was in, 0 where that is not known.
     pub account_ns: u64,
     pub sent: bool,
-    /// Requests without their whole answer once these bytes have passed; where the protocol is not
-    /// known, 1 behind what was received and 0 behind what was sent.
-    pub in_flight: usize,
+    /// Whether requests are without their whole answer once these bytes have passed; where the protocol is
+    /// not known, they are behind what was received and not behind what was sent.
+    pub in_flight: bool,
 }
 
 /// An account at an instant, and which life of the thread it is of.
@@ -103,7 +103,7 @@ pub struct Serving {
     begun: Option<Begun>,
     /// Something was sent since.
     answered: bool,
-    in_flight: usize,
+    in_flight: bool,
     /// The thread among whose open connections it is.
     open_on: Option<u32>,
 }
@@ -190,7 +190,7 @@ impl Requests {
                 .refuse(of, piece.tid, exchanges, Reason::Pipelined);
         }
         match &mut serving.begun {
-            Some(begun) if piece.in_flight > 0 => begun.pipelined = true,
+            Some(begun) if piece.in_flight => begun.pipelined = true,
             begun => *begun = None,
         }
     }
@@ -208,7 +208,7 @@ impl Requests {
         if thread.connection != piece.connection {
             (thread.connection, thread.since_ns) = (piece.connection, piece.at_ns);
         }
-        let at_rest = serving.in_flight == 0 && (serving.begun.is_none() || serving.answered);
+        let at_rest = !serving.in_flight && (serving.begun.is_none() || serving.answered);
         if at_rest && !piece.sent {
             serving.begun = Some(Begun {
                 at_ns: piece.at_ns,
@@ -230,7 +230,7 @@ impl Requests {
         }
         serving.answered |= piece.sent;
         serving.in_flight = piece.in_flight;
-        if piece.in_flight == 0 {
+        if !piece.in_flight {
             self.answered(serving);
         } else if serving.open_on.is_none()
             && let Some(thread) = self.threads.get_mut(&piece.tid)
@@ -257,7 +257,7 @@ impl Requests {
         exchange: &Exchange,
     ) -> Result<Totals, Reason> {
         let begun = serving.begun.as_ref().ok_or(Reason::NotSeen)?;
-        if begun.pipelined || piece.in_flight > 0 || exchange.queued_ns > 0 {
+        if begun.pipelined || piece.in_flight || exchange.queued_ns > 0 {
             return Err(Reason::Pipelined);
         }
         if begun.at_ns != exchange.started_ns || piece.at_ns != exchange.last_byte_ns {

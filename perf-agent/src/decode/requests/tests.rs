@@ -74,7 +74,7 @@ impl Server {
             at_ns,
             account_ns: self.life.get(&tid).copied().unwrap_or(0),
             sent,
-            in_flight,
+            in_flight: in_flight > 0,
         };
         self.served += ended.len() as u64;
         let serving = self.connections.entry(connection).or_default();
