@@ -102,10 +102,9 @@ fn what_is_in_flight_is_waited_for_and_what_comes_before_and_after_it_is_not() {
     let truth_ns = measured[0].classes["net.http"];
     let off = ns.abs_diff(truth_ns);
     assert!(off < truth_ns / 50 + 2_000_000, "{ns} of {truth_ns}");
-    assert!(
-        (waits.into()..=u64::from(waits) + 4).contains(&count),
-        "{count} of {waits}"
-    );
+    // The head of an answer may come a little before its first part.
+    let most = u64::from(waits) + ANSWERS.len() as u64 + 3;
+    assert!((waits.into()..=most).contains(&count), "{count} of {waits}");
 }
 
 /// Whether the rest of an answer is awaited is found out within a fifth of a second: what else ends a wait

@@ -98,26 +98,49 @@ fn close_unaccounted(t: &mut ThreadState, now: u64) {
     t.since_ns = now;
 }
 
-/// Adds an interval to the histogram of a process.
+/// The histograms of a process, with the places of a class and of an interval's bucket in them.
 #[inline(always)]
-fn record(slot: u16, class: u8, length_ns: u64) {
+fn bucket(slot: u16, class: u8, length_ns: u64) -> Option<(*mut ClassHistograms, usize, usize)> {
     let Some(h) = HISTOGRAMS.get_ptr_mut(slot as u32) else {
         lose(Loss::SlotInvalid);
-        return;
+        return None;
     };
     let class = opaque(class as usize);
     if class >= class::COUNT {
-        return;
+        return None;
     }
     let bucket = opaque(class * BUCKETS + bucket_of(length_ns));
     if bucket >= class::COUNT * BUCKETS {
-        return;
+        return None;
     }
-    // SAFETY: both indices were checked against the arrays' lengths.
+    Some((h, class, bucket))
+}
+
+/// Adds an interval to the histogram of a process.
+#[inline(always)]
+fn record(slot: u16, class: u8, length_ns: u64) {
+    let Some((h, class, bucket)) = bucket(slot, class, length_ns) else {
+        return;
+    };
+    // SAFETY: both places are within the arrays' lengths.
     unsafe {
         add32((&raw mut (*h).buckets).cast::<u32>().add(bucket), 1);
         add((&raw mut (*h).sum_ns).cast::<u64>().add(class), length_ns);
         raise((&raw mut (*h).max_ns).cast::<u64>().add(class), length_ns);
+    }
+}
+
+/// Takes an interval back out of the histogram of a process, of which the maximum alone stays.
+#[inline(always)]
+fn unrecord(slot: u16, class: u8, length_ns: u64) {
+    let Some((h, class, bucket)) = bucket(slot, class, length_ns) else {
+        return;
+    };
+    // SAFETY: both places are within the arrays' lengths.
+    unsafe {
+        add32((&raw mut (*h).buckets).cast::<u32>().add(bucket), u32::MAX);
+        let sum = (&raw mut (*h).sum_ns).cast::<u64>().add(class);
+        add(sum, length_ns.wrapping_neg());
     }
 }
 
@@ -187,28 +210,6 @@ pub fn was_for(t: &mut ThreadState, c: &Connection, asked_ns: u64) -> u64 {
     }
     end(t);
     0
-}
-
-/// Takes an interval back out of the histogram of a process, which then lacks its maximum alone.
-#[inline(always)]
-fn unrecord(slot: u16, class: u8, length_ns: u64) {
-    let Some(h) = HISTOGRAMS.get_ptr_mut(slot as u32) else {
-        return;
-    };
-    let class = opaque(class as usize);
-    if class >= class::COUNT {
-        return;
-    }
-    let bucket = opaque(class * BUCKETS + bucket_of(length_ns));
-    if bucket >= class::COUNT * BUCKETS {
-        return;
-    }
-    // SAFETY: both indices were checked against the arrays' lengths.
-    unsafe {
-        add32((&raw mut (*h).buckets).cast::<u32>().add(bucket), u32::MAX);
-        let sum = (&raw mut (*h).sum_ns).cast::<u64>().add(class);
-        add(sum, length_ns.wrapping_neg());
-    }
 }
 
 /// Takes a part of an interval back from a site, and its count where that is all of it; whether it has one.

@@ -13,6 +13,8 @@ use super::meter::{self, Meter};
 
 /// Between requests, with nothing in flight.
 pub const REST: Duration = Duration::from_millis(400);
+/// Nothing takes so long.
+const LONG: Duration = Duration::from_secs(10);
 /// How often the loop has something else to do, where it has.
 const TICK: Duration = Duration::from_millis(60);
 
@@ -105,7 +107,7 @@ impl<'a> Loop<'a> {
     }
 
     fn get(&mut self, answers: &[(u32, u32)], class: &'static str) -> io::Result<()> {
-        self.get_within(answers, class, Duration::from_secs(10))
+        self.get_within(answers, class, LONG)
     }
 
     fn get_within(
@@ -143,16 +145,24 @@ pub fn head(parts: u32) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n")
 }
 
-fn address(options: &Options) -> io::Result<String> {
+/// A client whose whole life is measured, connected to the server of `--connect`.
+fn client(
+    options: &Options,
+    gate: &Gate,
+    job: impl FnOnce(&mut Loop<'_>) -> io::Result<()> + Send + 'static,
+) -> io::Result<String> {
     let missing = || io::Error::other("--connect is missing");
-    options.connect.clone().ok_or_else(missing)
+    let address = options.connect.clone().ok_or_else(missing)?;
+    gate.open()?;
+    let client = Measured::start("client", move |meter| {
+        job(&mut Loop::new(&address, meter)?)?;
+        Ok(Vec::new())
+    })?;
+    Ok(meter::to_json(&client.accounts()?))
 }
 
 pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
-    let address = address(options)?;
-    gate.open()?;
-    let client = Measured::start("client", move |meter| {
-        let mut client = Loop::new(&address, meter)?;
+    client(options, gate, |client| {
         // The protocol is not known yet.
         client.get(&[(1, 0)], "net.tcp")?;
         client.rest()?;
@@ -163,50 +173,27 @@ pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
         client.get(&[(1, PIPELINED), (1, PIPELINED)], "net.http")?;
         client.rest()?;
         let other = ask_meanwhile(client.stream.try_clone()?, request(1, OF_ANOTHER));
-        client.wait("idle", Duration::from_secs(10))?;
+        client.wait("idle", LONG)?;
         let woken = Instant::now();
         let asked = other.join().map_err(|_| io::ErrorKind::Other)??;
         client.meter.rebook("idle", "net.http", woken - asked);
-        client.ask(
-            b"",
-            head(1).len() + PART,
-            "net.http",
-            Duration::from_secs(10),
-        )?;
-        client.rest()?;
-        Ok(Vec::new())
-    })?;
-    Ok(meter::to_json(&client.accounts()?))
+        client.ask(b"", head(1).len() + PART, "net.http", LONG)?;
+        client.rest()
+    })
 }
 
 pub fn run_with_ticks(options: &Options, gate: &Gate) -> io::Result<String> {
-    let address = address(options)?;
-    gate.open()?;
-    let client = Measured::start("client", move |meter| {
-        let mut client = Loop::new(&address, meter)?;
+    client(options, gate, |client| {
         client.get(&[(1, 0)], "net.tcp")?;
         client.rest()?;
         client.get_within(&[TICKED], "net.http", TICK)?;
-        client.rest()?;
-        Ok(Vec::new())
-    })?;
-    Ok(meter::to_json(&client.accounts()?))
+        client.rest()
+    })
 }
 
 pub fn subscribe(options: &Options, gate: &Gate) -> io::Result<String> {
-    let address = address(options)?;
-    gate.open()?;
-    let client = Measured::start("client", move |meter| {
-        let mut client = Loop::new(&address, meter)?;
-        client.ask(
-            SUBSCRIBE,
-            SUBSCRIBED.len(),
-            "net.tcp",
-            Duration::from_secs(10),
-        )?;
-        let pushed = PUSHES.len() * PUSHED.len();
-        client.ask(b"", pushed, "idle", Duration::from_secs(10))?;
-        Ok(Vec::new())
-    })?;
-    Ok(meter::to_json(&client.accounts()?))
+    client(options, gate, |client| {
+        client.ask(SUBSCRIBE, SUBSCRIBED.len(), "net.tcp", LONG)?;
+        client.ask(b"", PUSHES.len() * PUSHED.len(), "idle", LONG)
+    })
 }
