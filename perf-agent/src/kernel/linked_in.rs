@@ -80,17 +80,14 @@ impl LinkedIn {
         let Some((files, _)) = &self.searcher else {
             return;
         };
-        let waiting = if self.found.open.load(Ordering::Relaxed) < OPEN_MAX {
-            match File::open(file) {
-                Ok(file) => Waiting::Open(file),
-                Err(_) => return,
-            }
-        } else {
+        let waiting = if self.found.open.load(Ordering::Relaxed) >= OPEN_MAX {
             Waiting::At(file.to_owned())
-        };
-        if matches!(waiting, Waiting::Open(_)) {
+        } else if let Ok(file) = File::open(file) {
             self.found.open.fetch_add(1, Ordering::Relaxed);
-        }
+            Waiting::Open(file)
+        } else {
+            return;
+        };
         // Without a receiver, it has panicked.
         _ = files.send(waiting);
     }

@@ -4,7 +4,7 @@
 //! ends, so that a peer's claims cost no memory.
 
 use super::{
-    super::lexer::{Item, Lexer, count, digits, number},
+    super::lexer::{Item, Lexer, count, number},
     super::{Output, TextId},
 };
 
@@ -98,65 +98,16 @@ impl Replies {
     #[inline]
     pub fn simple(&self, rest: &mut &[u8]) -> Option<Facts> {
         if self.begun {
-            return None;
+            None
+        } else {
+            short::<true>(rest)
         }
-        let mut facts = Facts {
-            kind: *rest.first()?,
-            ..Facts::default()
-        };
-        match facts.kind {
-            b'$' => match rest.strip_prefix(b"$-1\r\n") {
-                Some(after) => (facts.null, *rest) = (true, after),
-                None => {
-                    let (length, after) = number(b'$', rest)?;
-                    let (body, end) = after.split_at_checked(length)?;
-                    *rest = end.strip_prefix(b"\r\n")?;
-                    facts.length = length as u64;
-                    facts.set_word(body);
-                }
-            },
-            b':' => {
-                let (value, after) = number(b':', rest)?;
-                (facts.integer, *rest) = (value as i64, after);
-            }
-            b'+' => {
-                let end = rest.iter().take(16).position(|b| *b == b'\n')?;
-                let (line, after) = rest.split_at(end + 1);
-                facts.set_word(line.strip_suffix(b"\r\n")?.get(1..)?);
-                *rest = after;
-            }
-            _ => return None,
-        }
-        Some(facts)
     }
 
-    /// A reply as [`Replies::simple`] takes them of which no word matters: a string, a number, null or `OK`.
+    /// As [`Replies::simple`] where no word matters: of statuses only `OK`, and what strings say is not kept.
     #[inline]
     pub fn plain(rest: &mut &[u8]) -> Option<Facts> {
-        let kind = *rest.first()?;
-        let mut facts = Facts {
-            kind,
-            ..Facts::default()
-        };
-        *rest = match kind {
-            b'$' => match digits(&rest[1..]) {
-                Some((length, after)) => {
-                    facts.length = length as u64;
-                    after.get(length..)?.strip_prefix(b"\r\n")?
-                }
-                None => {
-                    facts.null = true;
-                    rest.strip_prefix(b"$-1\r\n")?
-                }
-            },
-            b':' => {
-                let (value, after) = digits(&rest[1..])?;
-                facts.integer = value as i64;
-                after
-            }
-            _ => rest.strip_prefix(b"+OK\r\n")?,
-        };
-        Some(facts)
+        short::<false>(rest)
     }
 
     /// Takes bytes off the front of `rest` up to the end of a reply, or with `elements` of one of
@@ -206,6 +157,45 @@ impl Replies {
             }
         }
     }
+}
+
+/// See [`Replies::simple`] and, without words, [`Replies::plain`].
+#[inline]
+fn short<const WORDS: bool>(rest: &mut &[u8]) -> Option<Facts> {
+    let mut facts = Facts {
+        kind: *rest.first()?,
+        ..Facts::default()
+    };
+    *rest = match facts.kind {
+        b'$' => match number(b'$', rest) {
+            Some((length, after)) => {
+                let (body, end) = after.split_at_checked(length)?;
+                facts.length = length as u64;
+                if WORDS {
+                    facts.set_word(body);
+                }
+                end.strip_prefix(b"\r\n")?
+            }
+            None => {
+                facts.null = true;
+                rest.strip_prefix(b"$-1\r\n")?
+            }
+        },
+        b':' => {
+            let (value, after) = number(b':', rest)?;
+            facts.integer = value as i64;
+            after
+        }
+        b'+' if WORDS => {
+            let end = rest.iter().take(16).position(|b| *b == b'\n')?;
+            let (line, after) = rest.split_at(end + 1);
+            facts.set_word(line.strip_suffix(b"\r\n")?.get(1..)?);
+            after
+        }
+        b'+' => rest.strip_prefix(b"+OK\r\n")?,
+        _ => return None,
+    };
+    Some(facts)
 }
 
 /// What a line was.
