@@ -66,3 +66,26 @@ impl Drop for Alone {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    /// Cargo finds a test without an entry too, and runs it among those that need no privilege.
+    #[test]
+    fn every_test_says_what_it_needs() {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let manifest = std::fs::read_to_string(here.join("Cargo.toml")).unwrap();
+        let files = here.join("tests").read_dir().unwrap();
+        let silent = files
+            .map(|file| file.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+            .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+            .filter(|name| {
+                let entry = format!("[[test]]\nname = \"{name}\"\nrequired-features = ");
+                !manifest.contains(&entry)
+            })
+            .collect::<Vec<_>>();
+        assert_eq!(silent, [""; 0], "without `required-features` in Cargo.toml");
+    }
+}
