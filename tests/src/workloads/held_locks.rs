@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::hint::black_box;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -389,9 +389,14 @@ fn condition() -> io::Result<String> {
     let state = Arc::new((Mutex::new(0u32), Condvar::new()));
     let place = (&raw const state.1 as usize, size_of_val(&state.1));
     let own = u64::from(tid());
-    let notifier_state = state.clone();
+    let begun = Arc::new(AtomicU32::new(0));
+    let (notifier_state, waits) = (state.clone(), begun.clone());
     let notifier = thread("notifier", move || {
         for round in 1..=3 {
+            // One that is being woken, by a message to its CPU, counts as blocked in its last wait.
+            while waits.load(Ordering::Acquire) < round {
+                std::hint::spin_loop();
+            }
             until_blocked(own, place)?;
             *notifier_state
                 .0
@@ -403,6 +408,7 @@ fn condition() -> io::Result<String> {
     })?;
     for round in 1..=3 {
         let guard = state.0.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.store(round, Ordering::Release);
         let guard = state.1.wait_while(guard, |done| *done < round);
         drop(guard.unwrap_or_else(PoisonError::into_inner));
     }
