@@ -9,6 +9,7 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use blazesym::{
@@ -61,23 +62,33 @@ pub struct Stacks {
     pythons: Pythons,
     /// Build IDs of files, in hexadecimal.
     build_ids: HashMap<String, Option<String>>,
-    /// Whether `symbolizer` has read anything.
-    loaded: bool,
-    /// How often it was let go of, and until when it is kept after the last time.
-    let_go: u32,
-    keep_until_ns: u64,
+    /// What `symbolizer` holds, if it has read anything.
+    held: Option<Held>,
+    /// How often it was let go of before its time.
+    cut_short: u32,
 }
 
 /// Where distributions put debug information, by build ID or under the program's own path.
 const DEBUG_DIRECTORIES: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
 
-/// Resident memory of the agent from which the symbolizer is let go of.
+/// What was read of programs.
+#[derive(Clone, Copy)]
+struct Held {
+    since: Instant,
+    /// What reading it and looking up in it took.
+    took: Duration,
+}
+
+/// Resident memory of the agent from which the symbolizer is let go of, once it was kept for its time.
 const LET_GO_BYTES: u64 = 40 << 20;
-/// How often debug information is read again after that (45 ms each time for a program of 42 MB);
-/// from then on names come from symbol tables alone, without source lines.
-const MAX_DEBUG_READS: u32 = 8;
-/// How long symbol tables are kept at least once that is so.
-const KEEP_FOR_NS: u64 = 10_000_000_000;
+/// For so many times what it took to read it is kept: reading it again and again takes no more of a CPU
+/// than one part of as many (0.5 %; 45 ms for a program of 42 MB, which is then kept for 9 s).
+const KEEP_TIMES: u32 = 200;
+/// Resident memory from which it is let go of at once.
+const CUT_SHORT_BYTES: u64 = 80 << 20;
+/// How often that may be; from then on names come from symbol tables alone, without source lines, and
+/// what was read of those is kept for its time.
+const MAX_CUT_SHORT: u32 = 8;
 
 impl Stacks {
     /// With `inlines`, a frame is followed by the function it is inlined into, and so on; where
@@ -96,9 +107,8 @@ impl Stacks {
             perf_maps: PerfMaps::default(),
             pythons: Pythons::default(),
             build_ids: HashMap::new(),
-            loaded: false,
-            let_go: 0,
-            keep_until_ns: 0,
+            held: None,
+            cut_short: 0,
         }
     }
 
@@ -115,7 +125,7 @@ impl Stacks {
 
     /// Whether anything is held that may be let go of.
     fn holds_programs(&self) -> bool {
-        self.loaded
+        self.held.is_some()
     }
 
     /// Names a stack's frames. `pid` 0 is a kernel stack, from which the scheduler's own frames
@@ -211,17 +221,24 @@ impl Stacks {
     /// Lets go of what was read of programs so far (debug information takes 10 to 40 MB) where the
     /// agent has become large. The names of frames seen stay. `resident_bytes` is only asked where
     /// it matters.
-    pub fn let_go(&mut self, now_ns: u64, resident_bytes: impl FnOnce() -> u64) {
-        if !self.loaded || now_ns < self.keep_until_ns || resident_bytes() < LET_GO_BYTES {
+    pub fn let_go(&mut self, now: Instant, resident_bytes: impl FnOnce() -> u64) {
+        let Some(held) = self.held else { return };
+        let early = now.duration_since(held.since) < held.took * KEEP_TIMES;
+        if early && !self.reads_debug() {
+            return;
+        }
+        if resident_bytes() < if early { CUT_SHORT_BYTES } else { LET_GO_BYTES } {
             return;
         }
         self.symbolizer = symbolizer(self.inlines, &self.directories);
-        self.loaded = false;
+        self.held = None;
+        self.cut_short += u32::from(early);
         crate::kernel::give_memory_back();
-        self.let_go += 1;
-        if self.let_go >= MAX_DEBUG_READS {
-            self.keep_until_ns = now_ns + KEEP_FOR_NS;
-        }
+    }
+
+    /// Whether names come with source lines, where there are any.
+    fn reads_debug(&self) -> bool {
+        self.cut_short < MAX_CUT_SHORT
     }
 
     fn look_up(&mut self, pid: u32, addresses: &[u64], made: &mut HashMap<u64, FrameFact>) {
@@ -231,12 +248,7 @@ impl Stacks {
         if pid == 0 {
             return self.look_up_kernel(addresses);
         }
-        self.loaded = true;
-        let debug = self.let_go < MAX_DEBUG_READS;
-        let mut found = self.ask(&process(pid, debug), addresses);
-        if debug {
-            self.ask_symbols(pid, addresses, &mut found);
-        }
+        let found = self.read(pid, addresses);
         for (address, mut frames) in addresses.iter().zip(found) {
             if frames.is_empty() {
                 let frame = self.without_symbol(pid, *address);
@@ -248,6 +260,22 @@ impl Stacks {
             }
             self.frames.insert((pid, *address), frames);
         }
+    }
+
+    /// The frames at each address, as the program's files tell.
+    fn read(&mut self, pid: u32, addresses: &[u64]) -> Vec<Vec<FrameFact>> {
+        let began = Instant::now();
+        let debug = self.reads_debug();
+        let mut found = self.ask(&process(pid, debug), addresses);
+        if debug {
+            self.ask_symbols(pid, addresses, &mut found);
+        }
+        let held = self.held.get_or_insert(Held {
+            since: began,
+            took: Duration::ZERO,
+        });
+        held.took += began.elapsed();
+        found
     }
 
     fn look_up_kernel(&mut self, addresses: &[u64]) {
@@ -572,34 +600,65 @@ mod tests {
         assert_eq!(name(start + 0x50), ("jit_cold".to_owned(), true));
     }
 
-    #[test]
-    fn what_was_read_is_let_go_of_when_large_and_names_stay() {
-        let mut stacks = Stacks::new(false, &[]);
-        let (pid, address) = (std::process::id(), known_function());
-        let named = stacks.name(1, pid, &[address]);
-        stacks.let_go(0, || LET_GO_BYTES - 1);
-        assert!(stacks.loaded);
-        stacks.let_go(0, || LET_GO_BYTES);
-        assert!(!stacks.loaded);
-        assert_eq!(stacks.name(1, pid, &[address]), named);
-        assert!(!stacks.loaded, "the name was remembered");
+    /// Until when it is kept that holds something now.
+    fn time_of(stacks: &Stacks) -> Instant {
+        let held = stacks.held.unwrap();
+        assert!(held.took > Duration::ZERO);
+        held.since + held.took * KEEP_TIMES
     }
 
     #[test]
-    fn debug_information_is_not_read_over_and_over() {
+    fn what_was_read_is_kept_for_its_time_then_let_go_of_when_large_and_names_stay() {
         let mut stacks = Stacks::new(false, &[]);
         let (pid, address) = (std::process::id(), known_function());
-        for i in 0..MAX_DEBUG_READS {
+        let named = stacks.name(1, pid, &[address]);
+        let its_time = time_of(&stacks);
+        let just_before = its_time - Duration::from_nanos(1);
+        for (now, resident_bytes) in [
+            (just_before, CUT_SHORT_BYTES - 1),
+            (its_time, LET_GO_BYTES - 1),
+        ] {
+            stacks.let_go(now, || resident_bytes);
+            assert!(stacks.held.is_some());
+        }
+        stacks.let_go(its_time, || LET_GO_BYTES);
+        assert!(stacks.held.is_none());
+        assert_eq!(stacks.name(1, pid, &[address]), named);
+        assert!(stacks.held.is_none(), "the name was remembered");
+    }
+
+    #[test]
+    fn source_lines_are_told_however_often_it_was_let_go_of_in_time() {
+        let mut stacks = Stacks::new(false, &[]);
+        let (pid, address) = (std::process::id(), known_function());
+        for i in 0..=u64::from(MAX_CUT_SHORT) {
+            let stack = stacks.name(1, pid, &[address + i]);
+            assert!(stack.frames[0].source.is_some(), "{i}: {stack:?}");
+            stacks.let_go(time_of(&stacks), || LET_GO_BYTES);
+            assert!(stacks.held.is_none());
+        }
+    }
+
+    #[test]
+    fn debug_information_for_which_there_is_no_memory_is_not_read_over_and_over() {
+        let mut stacks = Stacks::new(false, &[]);
+        let (pid, address) = (std::process::id(), known_function());
+        for i in 0..MAX_CUT_SHORT {
             let stack = stacks.name(1, pid, &[address + u64::from(i)]);
             assert!(stack.frames[0].source.is_some(), "{i}: {stack:?}");
-            stacks.let_go(0, || LET_GO_BYTES);
+            stacks.let_go(Instant::now(), || CUT_SHORT_BYTES);
+            assert!(stacks.held.is_none());
         }
-        let later = stacks.name(1, pid, &[address + u64::from(MAX_DEBUG_READS)]);
+        let later = stacks.name(1, pid, &[address + u64::from(MAX_CUT_SHORT)]);
         assert!(later.frames[0].name.contains("known_function"), "{later:?}");
         assert_eq!(later.frames[0].source, None);
-        for (now_ns, loaded) in [(KEEP_FOR_NS - 1, true), (KEEP_FOR_NS, false)] {
-            stacks.let_go(now_ns, || LET_GO_BYTES);
-            assert_eq!(stacks.loaded, loaded, "{now_ns}");
+        let its_time = time_of(&stacks);
+        for (now, held) in [
+            (its_time - Duration::from_nanos(1), true),
+            (its_time, false),
+        ] {
+            stacks.let_go(now, || CUT_SHORT_BYTES);
+            assert_eq!(stacks.held.is_some(), held);
         }
     }
 

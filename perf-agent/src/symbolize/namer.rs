@@ -19,10 +19,7 @@ use anyhow::{Context as _, Result};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{Interpreted, Stacks};
-use crate::drain::{
-    StackFact,
-    live::{monotonic_ns, resident_bytes},
-};
+use crate::drain::{StackFact, live::resident_bytes};
 
 /// How often it is looked whether what was read of programs is to be let go of.
 const LOOK: Duration = Duration::from_millis(100);
@@ -159,7 +156,7 @@ fn serve(
         }
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
-            stacks.let_go(monotonic_ns(), resident_bytes);
+            stacks.let_go(looked, resident_bytes);
         }
     }
 }
