@@ -14,7 +14,9 @@ use crate::{
     prelude::*,
     registers::Registers,
     signals::{
-        allocations, block_io, cpu, ledger, lifecycle, locks, memory, sockets, syscalls, tls,
+        allocations, block_io, cpu, ledger, lifecycle, locks, memory,
+        sockets::{self, tcp},
+        syscalls, tls,
     },
 };
 
@@ -112,7 +114,7 @@ pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     let sk: Typed = ctx.arg(0);
     let state = ctx.arg::<u64>(2) as u32;
     if state != TCP_LISTEN {
-        sockets::tcp_state(sk as u64, state, ledger::thread(current_tid()).is_some());
+        tcp::state(sk as u64, state, ledger::thread(current_tid()).is_some());
         return 0;
     }
     let net: Typed = field(sk, offset!(sock_net));
@@ -184,28 +186,28 @@ pub fn sys_exit_sockets(ctx: BtfTracePointContext) -> i32 {
 /// 5.10: `(sk)`.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
-    sockets::destroyed(ctx.arg::<u64>(0));
+    tcp::destroyed(ctx.arg::<u64>(0));
     0
 }
 
 /// 5.10: `(sk, skb)`, a third argument since 6.15.
 #[btf_tracepoint(function = "tcp_retransmit_skb")]
 pub fn tcp_retransmit_skb(ctx: BtfTracePointContext) -> i32 {
-    sockets::retransmitted(ctx.arg::<u64>(0));
+    tcp::retransmitted(ctx.arg::<u64>(0));
     0
 }
 
 /// 5.10: `(sk)`: the peer reset the connection.
 #[btf_tracepoint(function = "tcp_receive_reset")]
 pub fn tcp_receive_reset(ctx: BtfTracePointContext) -> i32 {
-    sockets::reset(ctx.arg::<u64>(0));
+    tcp::reset(ctx.arg::<u64>(0));
     0
 }
 
 /// 5.10: `(sk, skb)`: this end reset it. The socket may be null.
 #[btf_tracepoint(function = "tcp_send_reset")]
 pub fn tcp_send_reset(ctx: BtfTracePointContext) -> i32 {
-    sockets::reset(ctx.arg::<u64>(0));
+    tcp::reset(ctx.arg::<u64>(0));
     0
 }
 

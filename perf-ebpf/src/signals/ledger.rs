@@ -5,21 +5,15 @@
 //! No system call is hooked: at `sched_switch` the number and arguments of the call a thread
 //! blocks in stand in its saved registers.
 
+mod accounts;
 mod reconcile;
 
-use aya_ebpf::{
-    helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task},
-    macros::map,
-    maps::{Array, HashMap},
-};
+use aya_ebpf::{helpers::generated::bpf_get_current_task, macros::map, maps::HashMap};
 use perf_ebpf_common::{
     Blocked, class, classify, fd, futex,
-    histogram::{BUCKETS, bucket_of},
     loss::Loss,
     offsets::ABSENT,
-    signals::ledger::{
-        ClassHistograms, SLOTS, SiteKey, SiteTotals, ThreadState, WakerKey, detail, thread_state,
-    },
+    signals::ledger::{SiteKey, ThreadState, detail, thread_state},
     signals::sockets::Connection,
     sys, task_state,
 };
@@ -28,27 +22,21 @@ use crate::{
     file,
     prelude::*,
     registers::Registers,
-    shared_maps::{self, MMAPABLE, sys_kind},
-    signals::{lifecycle, locks, sockets, stacks},
+    shared_maps::{self, sys_kind},
+    signals::{
+        lifecycle, locks,
+        sockets::{self, waits},
+        stacks,
+    },
 };
-
-/// Histograms, one element a process. An array: the slot is a small integer, and the index costs
-/// under 1 ns where a hash of (process, class, bucket) costs 30.
-#[map(name = "histograms")]
-static HISTOGRAMS: Array<ClassHistograms> = Array::with_max_entries(SLOTS, MMAPABLE);
 
 /// Slot of each process that has one, by tgid: how a process forked by the target gets histograms
 /// of its own once user space knows it.
 #[map(name = "slots")]
 static PROCESS_SLOTS: HashMap<u32, u32> = HashMap::with_max_entries(4096, 0);
 
-/// Blocked time by place.
-#[map(name = "sites")]
-static SITES: HashMap<SiteKey, SiteTotals> = HashMap::with_max_entries(16384, 0);
-
-/// Who ended waits for locks.
-#[map(name = "wakers")]
-static WAKERS: HashMap<WakerKey, SiteTotals> = HashMap::with_max_entries(4096, 0);
+pub use accounts::add_site;
+use accounts::{record, record_waker, take_from_site, unrecord};
 
 /// The thread's account, if it is a target's.
 #[inline(always)]
@@ -98,52 +86,6 @@ fn close_unaccounted(t: &mut ThreadState, now: u64) {
     t.since_ns = now;
 }
 
-/// The histograms of a process, with the places of a class and of an interval's bucket in them.
-#[inline(always)]
-fn bucket(slot: u16, class: u8, length_ns: u64) -> Option<(*mut ClassHistograms, usize, usize)> {
-    let Some(h) = HISTOGRAMS.get_ptr_mut(slot as u32) else {
-        lose(Loss::SlotInvalid);
-        return None;
-    };
-    let class = opaque(class as usize);
-    if class >= class::COUNT {
-        return None;
-    }
-    let bucket = opaque(class * BUCKETS + bucket_of(length_ns));
-    if bucket >= class::COUNT * BUCKETS {
-        return None;
-    }
-    Some((h, class, bucket))
-}
-
-/// Adds an interval to the histogram of a process.
-#[inline(always)]
-fn record(slot: u16, class: u8, length_ns: u64) {
-    let Some((h, class, bucket)) = bucket(slot, class, length_ns) else {
-        return;
-    };
-    // SAFETY: both places are within the arrays' lengths.
-    unsafe {
-        add32((&raw mut (*h).buckets).cast::<u32>().add(bucket), 1);
-        add((&raw mut (*h).sum_ns).cast::<u64>().add(class), length_ns);
-        raise((&raw mut (*h).max_ns).cast::<u64>().add(class), length_ns);
-    }
-}
-
-/// Takes an interval back out of the histogram of a process, of which the maximum alone stays.
-#[inline(always)]
-fn unrecord(slot: u16, class: u8, length_ns: u64) {
-    let Some((h, class, bucket)) = bucket(slot, class, length_ns) else {
-        return;
-    };
-    // SAFETY: both places are within the arrays' lengths.
-    unsafe {
-        add32((&raw mut (*h).buckets).cast::<u32>().add(bucket), u32::MAX);
-        let sum = (&raw mut (*h).sum_ns).cast::<u64>().add(class);
-        add(sum, length_ns.wrapping_neg());
-    }
-}
-
 /// Ends a block as time of its class, and adds it to its site where there is anything to tell of that.
 /// Returns its length.
 ///
@@ -151,9 +93,9 @@ fn unrecord(slot: u16, class: u8, length_ns: u64) {
 #[inline(never)]
 fn end_block(t: &mut ThreadState, until: u64) -> u64 {
     if t.site.class == class::IDLE
-        && let Some(c) = sockets::unfinished(t)
+        && let Some(c) = waits::unfinished(t)
     {
-        let class = net_class(c);
+        let class = waits::class_for(c);
         t.site.wait_for(c, class);
     }
     let length_ns = close(t, t.site.class, until);
@@ -181,7 +123,7 @@ pub fn was_for(t: &mut ThreadState, c: &Connection, asked_ns: u64) -> u64 {
     t.idle_ns = 0;
     let since = until.wrapping_sub(asked_ns);
     let part = if since < whole { since } else { whole };
-    let class = opaque(net_class(c) as usize);
+    let class = opaque(waits::class_for(c) as usize);
     if until <= asked_ns || class >= class::COUNT || t.spent_ns[class::IDLE as usize] < part {
         return 0;
     }
@@ -210,40 +152,6 @@ pub fn was_for(t: &mut ThreadState, c: &Connection, asked_ns: u64) -> u64 {
     }
     end(t);
     0
-}
-
-/// Takes a part of an interval back from a site, and its count where that is all of it; whether it has one.
-#[inline(always)]
-fn take_from_site(key: &SiteKey, whole: u64, part: u64) -> bool {
-    let Some(totals) = SITES.get_ptr_mut(&forgotten(key)) else {
-        return false;
-    };
-    // SAFETY: a live map value.
-    unsafe {
-        if part == whole {
-            add(&raw mut (*totals).count, u64::MAX);
-        }
-        add(&raw mut (*totals).sum_ns, part.wrapping_neg());
-    }
-    true
-}
-
-/// Adds an interval to a site.
-#[inline(always)]
-pub fn add_site(key: &SiteKey, length_ns: u64) {
-    // A copy: a thread may be woken while the CPU it leaves is still walking its stacks into the very
-    // key, and what is made under one content would be looked up under another (seen: `sites_full`
-    // once in three traces of PostgreSQL under load, with the map nearly empty).
-    let key = &forgotten(key);
-    let Some(totals) = element(&SITES, key, &SiteTotals::default(), Loss::SitesFull) else {
-        return;
-    };
-    // SAFETY: a live map value.
-    unsafe {
-        add(&raw mut (*totals).count, 1);
-        add(&raw mut (*totals).sum_ns, length_ns);
-        raise(&raw mut (*totals).max_ns, length_ns);
-    }
 }
 
 /// Reads where and for what `task` blocks, into `t.site`.
@@ -299,14 +207,14 @@ fn find_site(t: &mut ThreadState, task: Typed, state: u32) {
     let mut class = classify(&blocked);
     match class {
         class::IDLE if blocked.sys == sys::POLL_MANY => {
-            if let Some(c) = sockets::awaited(t) {
-                class = net_class(c);
+            if let Some(c) = waits::awaited(t) {
+                class = waits::class_for(c);
                 detail = c.peer;
                 detail_kind = c.peer_kind;
                 port = c.peer_port;
             }
         }
-        class::NET_TCP | class::NET_UNIX => class = sockets::class_of(t.file_sk, class),
+        class::NET_TCP | class::NET_UNIX => class = waits::class_of(t.file_sk, class),
         _ => {}
     }
     t.site = SiteKey {
@@ -323,17 +231,6 @@ fn find_site(t: &mut ThreadState, task: Typed, state: u32) {
         class,
         detail_kind,
     };
-}
-
-/// Class of waiting for a connection's peer.
-#[inline(always)]
-fn net_class(c: &Connection) -> u8 {
-    let otherwise = if c.kind == fd::UNIX_CLIENT {
-        class::NET_UNIX
-    } else {
-        class::NET_TCP
-    };
-    sockets::class_or(c.class, otherwise)
 }
 
 /// `prev` leaves the CPU; true where it blocks: its update is left open for [`blocked`] then, and the stacks
@@ -573,33 +470,4 @@ pub fn wakeup_new(t: &mut ThreadState) {
     t.start_ns = now;
     t.since_ns = now;
     end(t);
-}
-
-/// Notes who ended a wait for a lock.
-#[inline(always)]
-fn record_waker(t: &ThreadState, length_ns: u64) {
-    // SAFETY: no arguments.
-    let current = unsafe { bpf_get_current_pid_tgid() };
-    let mut key = WakerKey {
-        address: t.site.detail[0],
-        waker_tid: current as u32,
-        waiter_tid: t.tid,
-        waiter_tgid: t.tgid,
-        waker_tgid: (current >> 32) as u32,
-    };
-    // A timeout or a signal wakes from an interrupt or from anyone: only a thread of the target's
-    // (or pid 0, the idle task, which means an interrupt) is named.
-    if key.waker_tid == 0 || shared_maps::thread(key.waker_tid).is_none() {
-        key.waker_tid = 0;
-        key.waker_tgid = 0;
-    }
-    let Some(totals) = element(&WAKERS, &key, &SiteTotals::default(), Loss::WakersFull) else {
-        return;
-    };
-    // SAFETY: a live map value.
-    unsafe {
-        add(&raw mut (*totals).count, 1);
-        add(&raw mut (*totals).sum_ns, length_ns);
-        raise(&raw mut (*totals).max_ns, length_ns);
-    }
 }

@@ -5,31 +5,27 @@
 //! pays: they fire for socket traffic alone and hand over the socket and the byte count, while the
 //! system call's registers still say where the user buffer is. Older kernels: `sys_exit`.
 
+pub mod tcp;
+pub mod waits;
+
 use aya_ebpf::{
     helpers::generated::{bpf_get_current_task, bpf_get_current_task_btf},
     macros::map,
-    maps::{HashMap, LruHashMap, PerCpuArray},
+    maps::{HashMap, PerCpuArray},
 };
 use perf_ebpf_common::{
-    class, fd,
+    fd,
     loss::Loss,
-    offsets::ABSENT,
     signals::{
         RecordHeader,
-        ledger::{ASKED, ThreadState},
+        ledger::ThreadState,
         record,
-        sockets::{
-            Connecting, Connection, ConnectionClosed, ConnectionMet, IOVECS_MAX, SocketData, Told,
-            buffer, direction,
-        },
+        sockets::{Connection, ConnectionMet, IOVECS_MAX, SocketData, buffer, direction},
     },
     sys,
 };
 
-use super::{
-    ledger,
-    payload::{self, FEW_IOVECS, buffer_kind, is_recvfrom},
-};
+use super::payload::{self, FEW_IOVECS, buffer_kind, is_recvfrom};
 use crate::{
     file::{self, NO_WAKEUP},
     prelude::*,
@@ -40,14 +36,6 @@ use crate::{
 /// Connections of the target by the address of their `struct sock` (a hash: addresses are sparse).
 #[map(name = "connections")]
 static CONNECTIONS: HashMap<u64, Connection> = HashMap::with_max_entries(16384, 0);
-
-/// Connects under way. An LRU: what is forgotten costs a connect latency, nothing else.
-#[map(name = "connecting")]
-static CONNECTING: LruHashMap<u64, Connecting> = LruHashMap::with_max_entries(4096, 0);
-
-/// What is known of a connection's protocol, by [`Connection::id`]: user space fills it.
-#[map(name = "protocols")]
-static PROTOCOLS: HashMap<u64, Told> = HashMap::with_max_entries(16384, 0);
 
 /// New connections are built here: larger than what is left of the stack.
 #[map(name = "met_scratch")]
@@ -60,8 +48,6 @@ const IPPROTO_TCP: u16 = 6;
 const SOCK_STREAM: u16 = 1;
 const SOCK_SEQPACKET: u16 = 5;
 const MSG_PEEK: u64 = 2;
-const TCP_ESTABLISHED: u32 = 1;
-const TCP_SYN_SENT: u32 = 2;
 
 /// A stream socket that moved bytes.
 #[derive(Clone, Copy)]
@@ -217,16 +203,16 @@ fn transferred<const BUFFERS: usize>(
     let (position, other_position) = if to == direction::SENT {
         let before = c.tx_bytes;
         c.tx_bytes = before + bytes;
-        sent(t, c, socket.sk, now);
+        waits::sent(t, c, socket.sk, now);
         (before, c.rx_bytes)
     } else {
         let before = c.rx_bytes;
         c.rx_bytes = before + bytes;
         if is_client(c.kind) {
-            answered(t, c, socket.sk);
+            waits::answered(t, c, socket.sk);
         }
         if socket.tcp {
-            round_trip(c, socket.sk, now);
+            tcp::round_trip(c, socket.sk, now);
         }
         (before, c.tx_bytes)
     };
@@ -319,11 +305,7 @@ fn meet(t: &mut ThreadState, socket: Socket, now: u64) -> u64 {
         rtt_at_ms: 0,
     };
     file::describe(&mut met.connection, socket.sk);
-    // SAFETY: read whole at once; a torn copy would be one wrong connect latency.
-    if let Some(connecting) = unsafe { CONNECTING.get(&socket.sk) } {
-        met.connection.connect_ns = connecting.took_ns;
-        let _ = CONNECTING.remove(&socket.sk);
-    }
+    met.connection.connect_ns = tcp::connect_ns(socket.sk);
     if CONNECTIONS.insert(&socket.sk, &met.connection, 0).is_err() {
         return 0;
     }
@@ -351,98 +333,6 @@ pub fn count(kind: u32) {
     }
 }
 
-/// This end sent: as a client it now waits for an answer.
-#[inline(always)]
-fn sent(t: &mut ThreadState, c: &mut Connection, sk: u64, now: u64) {
-    if !is_client(c.kind) {
-        return;
-    }
-    c.requested_ns = now;
-    if c.asked_ns != 0 {
-        return;
-    }
-    c.asked_ns = now;
-    if c.class == 0 {
-        told(c);
-    }
-    // By the connection, so that one used again and again stays in its own slot; inode numbers of
-    // sockets opened one after another differ in their low bits. One that still waits is passed over
-    // while there is room beside it, so that a slow answer is not forgotten for many fast ones.
-    let own = c.id as usize;
-    for step in 0..ASKED {
-        let slot = opaque(own + step) & (ASKED - 1);
-        let other = t.asked[slot];
-        if other == 0 || other == sk || waiting(other).is_none() {
-            t.asked[slot] = sk;
-            return;
-        }
-    }
-    t.asked[own & (ASKED - 1)] = sk;
-}
-
-/// This end received as a client. A wait for anything that ended just before was one for this.
-#[inline(always)]
-fn answered(t: &mut ThreadState, c: &mut Connection, sk: u64) {
-    let asked_ns = c.asked_ns;
-    c.asked_ns = 0;
-    t.answered_sk = sk;
-    if t.idle_ns == 0 {
-        return;
-    }
-    // Another thread may have asked while this one waited: from then on it was a wait for this.
-    if asked_ns != 0 {
-        ledger::was_for(t, c, asked_ns);
-    } else if goes_on(c) {
-        ledger::was_for(t, c, c.requested_ns);
-    }
-}
-
-/// How soon user space tells of a connection: it looks ten times a second, and says something when the
-/// connection's last request is from before the look before.
-const TOLD_WITHIN_NS: u64 = 250_000_000;
-
-/// Whether what comes on a connection goes on with an answer, and is not sent unasked: as user space knows, if it
-/// was told after the last request. Until it could be, an answer is the likelier.
-#[inline(always)]
-fn goes_on(c: &mut Connection) -> bool {
-    match told(c) {
-        Some(told) => told.in_flight != 0 || told.at_ns < c.requested_ns,
-        None => c.requested_ns != 0 && c.last_ns - c.first_ns < TOLD_WITHIN_NS,
-    }
-}
-
-/// What user space found out of a connection.
-#[inline(always)]
-fn told(c: &mut Connection) -> Option<&'static Told> {
-    // SAFETY: a torn one is wrong for one wait.
-    let told = unsafe { PROTOCOLS.get(&c.id) }?;
-    c.class = told.class;
-    Some(told)
-}
-
-/// The connection on which thread `t` received last, if more of an answer was to come all the time it waited.
-#[inline(always)]
-pub fn unfinished(t: &ThreadState) -> Option<&'static Connection> {
-    if t.answered_sk == 0 {
-        return None;
-    }
-    let c = CONNECTIONS.get_ptr_mut(&t.answered_sk)?;
-    // SAFETY: a live map value.
-    let c = unsafe { &mut *c };
-    let told = told(c)?;
-    let waits = told.in_flight != 0 && told.at_ns >= c.last_ns && c.requested_ns <= t.since_ns;
-    waits.then_some(c)
-}
-
-/// The connection of a socket on which a request is without an answer.
-#[inline(always)]
-fn waiting(sk: u64) -> Option<&'static Connection> {
-    let c = CONNECTIONS.get_ptr(&sk)?;
-    // SAFETY: a live map value.
-    let c = unsafe { &*c };
-    (c.asked_ns != 0).then_some(c)
-}
-
 #[inline(always)]
 const fn is_client(kind: u8) -> bool {
     matches!(kind, fd::TCP_CLIENT | fd::UNIX_CLIENT)
@@ -451,45 +341,6 @@ const fn is_client(kind: u8) -> bool {
 #[inline(always)]
 const fn is_server(kind: u8) -> bool {
     matches!(kind, fd::TCP_SERVER | fd::UNIX_SERVER)
-}
-
-/// A connection on which thread `t` waits for an answer: what a wait for several things at once is
-/// then put down to.
-#[inline(always)]
-pub fn awaited(t: &mut ThreadState) -> Option<&'static Connection> {
-    for slot in 0..ASKED {
-        let sk = t.asked[slot];
-        if sk == 0 {
-            continue;
-        }
-        if let Some(c) = waiting(sk) {
-            return Some(c);
-        }
-        t.asked[slot] = 0;
-    }
-    None
-}
-
-/// Ledger class of waiting for the peer of a socket: its protocol's, where that is known.
-#[inline(always)]
-pub fn class_of(sk: u64, otherwise: u8) -> u8 {
-    if sk == 0 {
-        return otherwise;
-    }
-    match CONNECTIONS.get_ptr(&sk) {
-        // SAFETY: a live map value.
-        Some(c) => class_or(unsafe { (*c).class }, otherwise),
-        None => otherwise,
-    }
-}
-
-#[inline(always)]
-pub fn class_or(known: u8, otherwise: u8) -> u8 {
-    if known == 0 || known as usize >= class::COUNT {
-        otherwise
-    } else {
-        known
-    }
 }
 
 /// A block in a send ended.
@@ -501,100 +352,5 @@ pub fn send_stalled(sk: u64, length_ns: u64) {
             add32(&raw mut (*c).send_stalls, 1);
             add(&raw mut (*c).send_stall_ns, length_ns);
         }
-    }
-}
-
-/// Notes the smoothed round-trip time (kept by the kernel in eighths of a microsecond), once a millisecond
-/// at most: it is smooth, and a reading takes 25 ns.
-#[inline(always)]
-fn round_trip(c: &mut Connection, sk: u64, now: u64) {
-    let about_ms = (now >> 20) as u32;
-    if offset!(tcp_srtt_us) == ABSENT || c.rtt_at_ms == about_ms {
-        return;
-    }
-    c.rtt_at_ms = about_ms;
-    let rtt = kernel::<u32>(sk + offset!(tcp_srtt_us) as u64).unwrap_or(0) >> 3;
-    if rtt == 0 {
-        return;
-    }
-    c.rtt_sum_us += rtt as u64;
-    c.rtt_count += 1;
-    if c.rtt_min_us == 0 || rtt < c.rtt_min_us {
-        c.rtt_min_us = rtt;
-    }
-    if rtt > c.rtt_max_us {
-        c.rtt_max_us = rtt;
-    }
-}
-
-/// A TCP socket changed its state. `of_target` is whether the current thread is a target's: a
-/// connect begins in the thread that asks for it.
-#[inline(always)]
-pub fn tcp_state(sk: u64, new_state: u32, of_target: bool) {
-    match new_state {
-        TCP_SYN_SENT if of_target => {
-            let connecting = Connecting {
-                started_ns: now_ns(),
-                took_ns: 0,
-            };
-            let _ = CONNECTING.insert(&sk, &connecting, 0);
-        }
-        TCP_ESTABLISHED => {
-            if let Some(connecting) = CONNECTING.get_ptr_mut(&sk) {
-                // SAFETY: a live map value.
-                unsafe { (*connecting).took_ns = now_ns() - (*connecting).started_ns };
-            }
-        }
-        _ => {}
-    }
-}
-
-/// A TCP socket is gone.
-#[inline(always)]
-pub fn destroyed(sk: u64) {
-    let Some(c) = CONNECTIONS.get_ptr(&sk) else {
-        return;
-    };
-    count(record::CONNECTION_CLOSED);
-    match EVENTS.reserve::<ConnectionClosed>(0) {
-        Some(mut slot) => {
-            let closed = slot.as_mut_ptr();
-            // SAFETY: the slot is ours until submitted; every field is written.
-            unsafe {
-                (*closed).header = RecordHeader {
-                    kind: record::CONNECTION_CLOSED,
-                    pad: 0,
-                    at_ns: now_ns(),
-                };
-                copy(
-                    (&raw mut (*closed).connection).cast(),
-                    c.cast(),
-                    size_of::<Connection>() as u32,
-                );
-            }
-            slot.submit(NO_WAKEUP);
-        }
-        None => lose(Loss::RingFull),
-    }
-    // SAFETY: a live map value.
-    let _ = PROTOCOLS.remove(unsafe { &(*c).id });
-    let _ = CONNECTIONS.remove(&sk);
-}
-
-/// A segment of one of the target's connections was sent again.
-#[inline(always)]
-pub fn retransmitted(sk: u64) {
-    if let Some(c) = CONNECTIONS.get_ptr_mut(&sk) {
-        // SAFETY: a live map value.
-        unsafe { add32(&raw mut (*c).retransmits, 1) };
-    }
-}
-
-/// A connection of the target was reset, by either end.
-#[inline(always)]
-pub fn reset(sk: u64) {
-    if let Some(c) = CONNECTIONS.get_ptr_mut(&sk) {
-        // SAFETY: a live map value.
-        unsafe { add32(&raw mut (*c).resets, 1) };
     }
 }
