@@ -85,7 +85,7 @@ const LET_GO_BYTES: u64 = 40 << 20;
 /// than one part of as many (0.5 %; 45 ms for a program of 42 MB, which is then kept for 9 s).
 const KEEP_TIMES: u32 = 200;
 /// Resident memory from which it is let go of at once.
-const CUT_SHORT_BYTES: u64 = 80 << 20;
+const CUT_SHORT_BYTES: u64 = 72 << 20;
 /// How often that may be; from then on names come from symbol tables alone, without source lines, and
 /// what was read of those is kept for its time.
 const MAX_CUT_SHORT: u32 = 8;
