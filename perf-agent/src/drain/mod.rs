@@ -6,6 +6,7 @@
 
 pub mod codec;
 pub mod files;
+pub mod listeners;
 pub mod live;
 pub mod outbox;
 pub mod procfs;

@@ -1,8 +1,6 @@
 //! Parsers of `/proc` text (`Documentation/filesystems/proc.rst`). Pure; each gives `None` or skips
 //! the line where the text is not as documented.
 
-use std::collections::HashMap;
-
 /// What is used of `/proc/PID/stat` and `/proc/PID/task/TID/stat`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stat {
@@ -78,41 +76,16 @@ pub fn inner_tid(status: &str) -> Option<u32> {
     ids.next_back()?.parse().ok()
 }
 
-/// A row of `/proc/PID/net/tcp`, `tcp6` or `udp`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InetSocket {
-    pub local_port: u16,
-    /// `TCP_*` state: 1 established, 10 listening.
-    pub state: u8,
-    pub inode: u64,
-}
-
-/// Parses such a table.
-pub fn inet_sockets(text: &str) -> Vec<InetSocket> {
-    text.lines()
-        .skip(1)
-        .filter_map(|line| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let (_, port) = words.get(1)?.rsplit_once(':')?;
-            Some(InetSocket {
-                local_port: u16::from_str_radix(port, 16).ok()?,
-                state: u8::from_str_radix(words.get(3)?, 16).ok()?,
-                inode: words.get(9)?.parse().ok()?,
-            })
-        })
-        .collect()
-}
-
-/// Inodes of the Unix sockets that have a name (`/proc/PID/net/unix`): listeners and what they
-/// accepted.
-pub fn named_unix_sockets(text: &str) -> HashMap<u64, String> {
-    text.lines()
-        .skip(1)
-        .filter_map(|line| {
-            let mut words = line.split_whitespace().skip(6);
-            Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
-        })
-        .collect()
+/// Local ports of the listeners in `/proc/PID/net/tcp` or `tcp6`.
+pub fn tcp_listeners(text: &str) -> impl Iterator<Item = u16> {
+    /// `TCP_LISTEN` (include/net/tcp_states.h).
+    const LISTEN: &str = "0A";
+    text.lines().skip(1).filter_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let (_, port) = words.next()?.rsplit_once(':')?;
+        let state = words.nth(1)?;
+        (state == LISTEN).then(|| u16::from_str_radix(port, 16).ok())?
+    })
 }
 
 /// `KEY VALUE` lines of a cgroup's `cpu.stat`.
@@ -194,19 +167,9 @@ mod tests {
     #[test]
     fn listeners_are_read_from_the_socket_tables() {
         let text = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   0: 0100007F:18EB 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 8675309 1\n";
-        assert_eq!(
-            inet_sockets(text),
-            [InetSocket {
-                local_port: 6379,
-                state: 10,
-                inode: 8_675_309
-            }]
-        );
-        let unix = "Num       RefCount Protocol Flags    Type St Inode Path\n0: 2 0 00010000 0001 01 1234 /run/x.sock\n0: 3 0 0 0001 03 1235\n";
-        assert_eq!(
-            named_unix_sockets(unix),
-            HashMap::from([(1234, "/run/x.sock".to_owned())])
-        );
+        assert_eq!(tcp_listeners(text).collect::<Vec<_>>(), [6379]);
+        let connected = text.replace(" 0A ", " 01 ");
+        assert_eq!(tcp_listeners(&connected).count(), 0);
     }
 
     #[test]
@@ -235,8 +198,7 @@ mod tests {
                 let _ = stat(text);
                 let _ = schedstat(text);
                 let _ = syscall(text);
-                let _ = inet_sockets(text);
-                let _ = named_unix_sockets(text);
+                let _ = tcp_listeners(text).count();
                 let _ = cpu_stat(text, "nr_periods");
                 let _ = kilobytes(text, "a");
                 let _ = cgroup_path(text, Some("cpu"));

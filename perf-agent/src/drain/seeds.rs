@@ -4,77 +4,23 @@
 //! window has none, so its place is read here: race-free, because the caller checks afterwards that
 //! the thread still had no event.
 
-use std::{collections::HashMap, fs, os::unix::fs::FileTypeExt as _};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    net::{TcpStream, UdpSocket},
+    os::{
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::{fs::FileTypeExt as _, net::UnixStream},
+    },
+};
 
 use perf_ebpf_common::{Blocked, class, classify, fd, sys, task_state};
 
 use super::{
     SeededFact,
+    listeners::Listened,
     procfs::{self, InSyscall},
 };
-
-/// Sockets of one process's network namespace, read once a window.
-#[derive(Default)]
-pub struct Sockets {
-    tcp: HashMap<u64, procfs::InetSocket>,
-    udp: HashMap<u64, procfs::InetSocket>,
-    unix: HashMap<u64, String>,
-    listening: Vec<u16>,
-}
-
-impl Sockets {
-    /// Reads the tables as `pid` sees them.
-    pub fn of(pid: u32) -> Sockets {
-        let read =
-            |name: &str| fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
-        let table = |names: [&str; 2]| {
-            names
-                .iter()
-                .flat_map(|name| procfs::inet_sockets(&read(name)))
-                .map(|s| (s.inode, s))
-                .collect::<HashMap<_, _>>()
-        };
-        let tcp = table(["tcp", "tcp6"]);
-        let listening = tcp
-            .values()
-            .filter(|s| s.state == 10)
-            .map(|s| s.local_port)
-            .collect();
-        Sockets {
-            listening,
-            tcp,
-            udp: table(["udp", "udp6"]),
-            unix: procfs::named_unix_sockets(&read("unix")),
-        }
-    }
-
-    /// Ports listened on.
-    pub fn listening(&self) -> &[u16] {
-        &self.listening
-    }
-
-    fn kind(&self, inode: u64) -> u8 {
-        if let Some(s) = self.tcp.get(&inode) {
-            return match s.state {
-                10 => fd::TCP_LISTEN,
-                _ if self.listening.contains(&s.local_port) => fd::TCP_SERVER,
-                _ => fd::TCP_CLIENT,
-            };
-        }
-        if let Some(s) = self.udp.get(&inode) {
-            return if s.state == 1 {
-                fd::UDP_CLIENT
-            } else {
-                fd::UDP_SERVER
-            };
-        }
-        if self.unix.contains_key(&inode) {
-            return fd::UNIX_SERVER;
-        }
-        // Either a Unix client (its peer cannot be had from /proc) or another family.
-        fd::UNIX_CLIENT
-    }
-}
 
 /// Inode numbers of the sockets a process has.
 pub fn sockets_of(pid: u32) -> Vec<u64> {
@@ -90,22 +36,11 @@ pub fn sockets_of(pid: u32) -> Vec<u64> {
         .collect()
 }
 
-/// Kind of an fd by what its link in /proc names.
-fn fd_kind(link: &str, sockets: &Sockets) -> u8 {
-    let inode = |prefix: &str| {
-        link.strip_prefix(prefix)?
-            .strip_prefix(":[")?
-            .strip_suffix(']')?
-            .parse()
-            .ok()
-    };
-    if let Some(inode) = inode("socket") {
-        return sockets.kind(inode);
-    }
-    if inode("pipe").is_some() {
-        return fd::PIPE;
-    }
+/// Kind of an fd by what its link in /proc names; `socket` tells of one that is a socket.
+fn fd_kind(link: &str, socket: impl FnOnce() -> u8) -> u8 {
     match link {
+        _ if link.starts_with("socket:[") => socket(),
+        _ if link.starts_with("pipe:[") => fd::PIPE,
         "anon_inode:[eventfd]" | "anon_inode:[eventpoll]" => fd::EVENTFD,
         "anon_inode:[timerfd]" => fd::TIMERFD,
         "anon_inode:[signalfd]" | "anon_inode:inotify" | "anon_inode:[fanotify]" => fd::NOTIFY,
@@ -117,8 +52,76 @@ fn fd_kind(link: &str, sockets: &Sockets) -> u8 {
     }
 }
 
-/// Reads where a thread is; `None` where it is gone.
-pub fn class_of(pid: u32, tid: u32, kinds: &[u8], sockets: &Sockets) -> Option<SeededFact> {
+/// A copy of a process's fd (pidfd_getfd(2), since 5.6; who may read `/proc/PID/syscall` may do this). The
+/// process is not changed by it; where it closes the socket at this moment, that ends with the copy.
+fn copy_of(pid: u32, fd: u64) -> io::Result<OwnedFd> {
+    let owned = |result: libc::c_long| {
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: an fd that is new and nobody else's.
+        Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
+    };
+    // SAFETY: neither takes a pointer.
+    unsafe {
+        let process = owned(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        owned(libc::syscall(
+            libc::SYS_pidfd_getfd,
+            process.as_raw_fd(),
+            fd,
+            0,
+        ))
+    }
+}
+
+/// A socket's option that is a number.
+fn option(socket: &OwnedFd, name: i32) -> Option<i32> {
+    let (mut value, mut length) = (0i32, size_of::<i32>() as libc::socklen_t);
+    // SAFETY: both places are there and as long as it is told.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            name,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    (result == 0).then_some(value)
+}
+
+/// Kind of a socket. `listened` is the ports on which its network namespace listens.
+fn socket_kind(socket: OwnedFd, listened: &BTreeSet<u16>) -> u8 {
+    let is = |name| option(&socket, name).unwrap_or(-1);
+    let (family, kind) = (is(libc::SO_DOMAIN), is(libc::SO_TYPE));
+    match (family, kind, is(libc::SO_PROTOCOL)) {
+        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_TCP) => {
+            if is(libc::SO_ACCEPTCONN) == 1 {
+                return fd::TCP_LISTEN;
+            }
+            let own = TcpStream::from(socket).local_addr();
+            match own.is_ok_and(|own| listened.contains(&own.port())) {
+                true => fd::TCP_SERVER,
+                false => fd::TCP_CLIENT,
+            }
+        }
+        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_UDP) => {
+            match UdpSocket::from(socket).peer_addr().is_ok() {
+                true => fd::UDP_CLIENT,
+                false => fd::UDP_SERVER,
+            }
+        }
+        // Listeners have a name, and so has what they accepted.
+        (libc::AF_UNIX, ..) => match UnixStream::from(socket).local_addr() {
+            Ok(own) if !own.is_unnamed() => fd::UNIX_SERVER,
+            _ => fd::UNIX_CLIENT,
+        },
+        _ => fd::SOCKET_OTHER,
+    }
+}
+
+/// Reads where a thread is; `None` where it is gone. `listened` is only asked where it waits for a socket.
+pub fn class_of(pid: u32, tid: u32, kinds: &[u8], listened: &mut Listened) -> Option<SeededFact> {
     let base = format!("/proc/{pid}/task/{tid}");
     let state = procfs::stat(&fs::read_to_string(format!("{base}/stat")).ok()?)?.state;
     let call = procfs::syscall(&fs::read_to_string(format!("{base}/syscall")).ok()?)?;
@@ -131,7 +134,9 @@ pub fn class_of(pid: u32, tid: u32, kinds: &[u8], sockets: &Sockets) -> Option<S
         fs::metadata(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|m| m.file_type().is_fifo())
     };
     Some(resolve(tid, state, call, kinds, |fd| {
-        match fd_kind(&link(fd), sockets) {
+        let socket =
+            || copy_of(pid, fd).map_or(fd::UNKNOWN, |socket| socket_kind(socket, listened.by(pid)));
+        match fd_kind(&link(fd), socket) {
             // A pipe with a name is called by it.
             fd::FILE if is_fifo(fd) => fd::PIPE,
             kind => kind,
@@ -145,7 +150,7 @@ fn resolve(
     state: char,
     call: InSyscall,
     kinds: &[u8],
-    fd_kind: impl Fn(u64) -> u8,
+    fd_kind: impl FnOnce(u64) -> u8,
 ) -> SeededFact {
     let running = SeededFact {
         tid,
@@ -201,6 +206,13 @@ fn resolve(
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        net::TcpListener,
+        os::{fd::RawFd, unix::net::UnixListener},
+    };
+
+    use netlink_sys::{Socket, protocols::NETLINK_SOCK_DIAG};
+
     use super::*;
     use crate::kernel::tables::{sys_kinds, syscall_number};
 
@@ -231,27 +243,48 @@ mod tests {
 
     #[test]
     fn links_of_descriptors_name_their_kind() {
-        let mut sockets = Sockets::default();
-        let row = |port, state, inode| procfs::InetSocket {
-            local_port: port,
-            state,
-            inode,
-        };
-        sockets.tcp = [row(80, 10, 1), row(80, 1, 2), row(40000, 1, 3)]
-            .into_iter()
-            .map(|s| (s.inode, s))
-            .collect();
-        sockets.listening = vec![80];
         for (link, want) in [
             ("socket:[1]", fd::TCP_LISTEN),
-            ("socket:[2]", fd::TCP_SERVER),
-            ("socket:[3]", fd::TCP_CLIENT),
             ("pipe:[9]", fd::PIPE),
             ("anon_inode:[timerfd]", fd::TIMERFD),
             ("/var/lib/x", fd::FILE),
             ("/dev/null", fd::UNKNOWN),
         ] {
-            assert_eq!(fd_kind(link, &sockets), want, "{link}");
+            assert_eq!(fd_kind(link, || fd::TCP_LISTEN), want, "{link}");
         }
+    }
+
+    #[test]
+    fn sockets_of_a_process_are_told_apart() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let fixed = UdpSocket::bind("127.0.0.1:0").unwrap();
+        fixed.connect(udp.local_addr().unwrap()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let unix = UnixListener::bind(&path).unwrap();
+        let unix_client = UnixStream::connect(&path).unwrap();
+        let (unix_server, _) = unix.accept().unwrap();
+        let kind = |fd: RawFd| {
+            let copy = copy_of(std::process::id(), fd as u64).unwrap();
+            socket_kind(copy, &BTreeSet::from([port]))
+        };
+        assert_eq!(kind(listener.as_raw_fd()), fd::TCP_LISTEN);
+        assert_eq!(kind(client.as_raw_fd()), fd::TCP_CLIENT);
+        assert_eq!(kind(server.as_raw_fd()), fd::TCP_SERVER);
+        assert_eq!(kind(udp.as_raw_fd()), fd::UDP_SERVER);
+        assert_eq!(kind(fixed.as_raw_fd()), fd::UDP_CLIENT);
+        assert_eq!(kind(unix.as_raw_fd()), fd::UNIX_SERVER);
+        assert_eq!(kind(unix_server.as_raw_fd()), fd::UNIX_SERVER);
+        assert_eq!(kind(unix_client.as_raw_fd()), fd::UNIX_CLIENT);
+        assert_eq!(
+            kind(Socket::new(NETLINK_SOCK_DIAG).unwrap().as_raw_fd()),
+            fd::SOCKET_OTHER
+        );
+        let not_there = copy_of(std::process::id(), 1 << 30);
+        assert_eq!(not_there.unwrap_err().raw_os_error(), Some(libc::EBADF));
     }
 }

@@ -1,6 +1,6 @@
 //! Reads what `/proc` and the cgroup files say at the end of a window.
 
-use std::{collections::HashMap, fs, os::unix::fs::MetadataExt as _};
+use std::fs;
 
 use perf_ebpf_common::{
     Wire as _,
@@ -8,7 +8,7 @@ use perf_ebpf_common::{
 };
 
 use super::Live;
-use crate::drain::{Fact, Frame, ThreadFact, procfs, seeds};
+use crate::drain::{Fact, Frame, ThreadFact, listeners::Listened, procfs, seeds};
 
 /// Threads whose `/proc` files are read at the end of each window. Reading one takes 8 µs; a
 /// thread past this number keeps the name it had and has no cross-check.
@@ -17,8 +17,7 @@ const MAX_THREADS_READ: usize = 512;
 impl Live {
     /// Reads what `/proc` says of each thread, and where seeded threads without events are.
     pub(super) fn read_proc(&mut self, threads: &[u8]) {
-        // By network namespace: every process of one reads the same tables.
-        let mut sockets: HashMap<u64, seeds::Sockets> = HashMap::new();
+        let mut listened = Listened::default();
         for (i, entry) in threads
             .chunks_exact(4 + size_of::<ThreadState>())
             .enumerate()
@@ -35,11 +34,7 @@ impl Live {
             if t.state != thread_state::SEEDED || self.resolved.contains(&(t.tid, t.start_ns)) {
                 continue;
             }
-            let netns = fs::metadata(format!("/proc/{}/ns/net", t.tgid)).map_or(0, |m| m.ino());
-            let sockets = sockets
-                .entry(netns)
-                .or_insert_with(|| seeds::Sockets::of(t.tgid));
-            let Some(fact) = seeds::class_of(t.tgid, t.tid, &self.kinds, sockets) else {
+            let Some(fact) = seeds::class_of(t.tgid, t.tid, &self.kinds, &mut listened) else {
                 continue;
             };
             // Only true if nothing happened meanwhile.

@@ -15,7 +15,7 @@ use perf_ebpf_common::{
 use super::{Live, monotonic_ns, proc_facts::thread_fact};
 use crate::unwind::Request;
 use crate::{
-    drain::{Fact, Frame, procfs, seeds},
+    drain::{Fact, Frame, listeners, procfs},
     kernel::Kernel,
 };
 
@@ -166,10 +166,10 @@ pub(super) fn fill_listeners(kernel: &Kernel, targets: &[u32]) -> Result<()> {
         if !done.insert(netns) {
             continue;
         }
-        for port in seeds::Sockets::of(*pid).listening() {
+        for port in listeners::listened(*pid) {
             let key = ListenerKey {
                 netns,
-                port: (*port).into(),
+                port: port.into(),
             };
             kernel
                 .maps
