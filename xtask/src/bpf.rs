@@ -46,8 +46,8 @@ pub fn build_object(workspace: &Workspace) -> Result<PathBuf> {
         format!("-Clinker={}", linker.display()),
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
-        // With it, structures are zeroed by calls of a loop over their bytes: 24 rounds at the end of each
-        // block for the sums of a site, and as many for the verifier.
+        // Expanded in order, a structure is zeroed by a call of a loop over its bytes: 24 rounds at the end of
+        // each block for the sums of a site, and as many for the verifier.
         "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
     ];

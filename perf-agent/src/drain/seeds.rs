@@ -93,9 +93,8 @@ fn option(socket: &OwnedFd, name: i32) -> Option<i32> {
 /// Kind of a socket. `listened` is the ports on which its network namespace listens.
 fn socket_kind(socket: OwnedFd, listened: &BTreeSet<u16>) -> u8 {
     let is = |name| option(&socket, name).unwrap_or(-1);
-    let (family, kind) = (is(libc::SO_DOMAIN), is(libc::SO_TYPE));
-    match (family, kind, is(libc::SO_PROTOCOL)) {
-        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_TCP) => {
+    match (is(libc::SO_DOMAIN), is(libc::SO_PROTOCOL)) {
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_TCP) => {
             if is(libc::SO_ACCEPTCONN) == 1 {
                 return fd::TCP_LISTEN;
             }
@@ -105,14 +104,14 @@ fn socket_kind(socket: OwnedFd, listened: &BTreeSet<u16>) -> u8 {
                 false => fd::TCP_CLIENT,
             }
         }
-        (libc::AF_INET | libc::AF_INET6, _, libc::IPPROTO_UDP) => {
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_UDP) => {
             match UdpSocket::from(socket).peer_addr().is_ok() {
                 true => fd::UDP_CLIENT,
                 false => fd::UDP_SERVER,
             }
         }
         // Listeners have a name, and so has what they accepted.
-        (libc::AF_UNIX, ..) => match UnixStream::from(socket).local_addr() {
+        (libc::AF_UNIX, _) => match UnixStream::from(socket).local_addr() {
             Ok(own) if !own.is_unnamed() => fd::UNIX_SERVER,
             _ => fd::UNIX_CLIENT,
         },

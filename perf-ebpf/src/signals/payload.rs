@@ -30,7 +30,7 @@ static BUFFER_KINDS: Array<u8> = Array::with_max_entries(sys::TABLE_LEN as u32, 
 
 /// Buffers looked at where kernels lack `sock_send_length`: 5.10 refuses [`socket_buffer`] in the program that
 /// stands in for it.
-pub const FEW_IOVECS: usize = 16;
+const FEW_IOVECS: usize = 16;
 
 /// VERIFIER: lengths and offsets are masked by twice what they can be, so the area has room for an
 /// offset and a length of that.
@@ -60,12 +60,12 @@ fn scratch() -> Option<&'static mut Scratch> {
     Some(unsafe { &mut *scratch })
 }
 
-/// Sends a transfer with its payload, of at most so many buffers.
+/// Sends a transfer with its payload; with `FEW`, of no more than [`FEW_IOVECS`] buffers.
 #[inline(always)]
-pub fn tell<const BUFFERS: usize>(data: SocketData, bytes: u64, regs: &Registers) {
+pub fn tell<const FEW: bool>(data: SocketData, bytes: u64, regs: &Registers) {
     if let Some(scratch) = scratch() {
         scratch.data = data;
-        capture::<BUFFERS>(scratch, bytes, regs);
+        capture::<FEW>(scratch, bytes, regs);
         send(scratch);
     }
 }
@@ -83,15 +83,15 @@ pub fn buffer_kind(nr: u16) -> u8 {
 
 /// Reads payload from user memory into the scratch, as far as the limit goes.
 #[inline(always)]
-fn capture<const BUFFERS: usize>(scratch: &mut Scratch, bytes: u64, regs: &Registers) {
+fn capture<const FEW: bool>(scratch: &mut Scratch, bytes: u64, regs: &Registers) {
     match buffer_kind(regs.nr()) {
         buffer::PLAIN => plain(scratch, regs.arg1(), bytes),
-        buffer::IOVEC => scattered::<BUFFERS>(scratch, regs.arg1(), regs.arg2(), bytes),
+        buffer::IOVEC => scattered::<FEW>(scratch, regs.arg1(), regs.arg2(), bytes),
         buffer::MSGHDR => {
             // struct user_msghdr: msg_iov at 16, msg_iovlen at 24 (include/linux/socket.h, 64 bit).
             let message = regs.arg1();
             match (user::<u64>(message + 16), user::<u64>(message + 24)) {
-                (Some(iov), Some(n)) => scattered::<BUFFERS>(scratch, iov, n, bytes),
+                (Some(iov), Some(n)) => scattered::<FEW>(scratch, iov, n, bytes),
                 _ => lose(Loss::PayloadUnreadable),
             }
         }
@@ -124,15 +124,15 @@ fn plain(scratch: &mut Scratch, address: u64, bytes: u64) {
 
 /// Several buffers, in their order.
 #[inline(always)]
-fn scattered<const BUFFERS: usize>(scratch: &mut Scratch, iov: u64, buffers: u64, bytes: u64) {
+fn scattered<const FEW: bool>(scratch: &mut Scratch, iov: u64, buffers: u64, bytes: u64) {
     let limit = setting!(capture_bytes) as u64;
     scratch.iov = iov;
     scratch.wanted = if bytes < limit { bytes } else { limit };
-    if BUFFERS != FEW_IOVECS {
+    if !FEW {
         socket_buffers(buffers);
         return;
     }
-    for i in 0..BUFFERS as u64 {
+    for i in 0..FEW_IOVECS as u64 {
         if i >= buffers || !take_buffer(scratch, i) {
             break;
         }

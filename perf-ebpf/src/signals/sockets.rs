@@ -20,12 +20,12 @@ use perf_ebpf_common::{
         RecordHeader,
         ledger::ThreadState,
         record,
-        sockets::{Connection, ConnectionMet, IOVECS_MAX, SocketData, buffer, direction},
+        sockets::{Connection, ConnectionMet, SocketData, buffer, direction},
     },
     sys,
 };
 
-use super::payload::{self, FEW_IOVECS, buffer_kind, is_recvfrom};
+use super::payload::{self, buffer_kind, is_recvfrom};
 use crate::{
     file::{self, NO_WAKEUP},
     prelude::*,
@@ -136,7 +136,7 @@ pub fn moved(t: &mut ThreadState, sk: Typed, bytes: u64, flags: u64, to: u8) {
     let task = unsafe { bpf_get_current_task_btf() };
     let regs = Registers::of(task as Typed);
     let transfer = Transfer { bytes, to, now };
-    transferred::<IOVECS_MAX>(t, c, socket, transfer, &regs);
+    transferred::<false>(t, c, socket, transfer, &regs);
 }
 
 /// Kernels without these tracepoints: a system call of thread `t` returned `result`.
@@ -178,7 +178,7 @@ pub fn returned(t: &mut ThreadState, regs: &Registers, result: i64) {
         to,
         now,
     };
-    transferred::<FEW_IOVECS>(t, c, socket, transfer, regs);
+    transferred::<true>(t, c, socket, transfer, regs);
 }
 
 /// Bytes that one call moved.
@@ -190,9 +190,9 @@ struct Transfer {
     now: u64,
 }
 
-/// Counts and captures a transfer, of at most so many buffers.
+/// Counts and captures a transfer; for `FEW` see [`payload::tell`].
 #[inline(always)]
-fn transferred<const BUFFERS: usize>(
+fn transferred<const FEW: bool>(
     t: &mut ThreadState,
     c: &mut Connection,
     socket: Socket,
@@ -241,7 +241,7 @@ fn transferred<const BUFFERS: usize>(
         plaintext: 0,
         pad: [0; 6],
     };
-    payload::tell::<BUFFERS>(data, bytes, regs);
+    payload::tell::<FEW>(data, bytes, regs);
 }
 
 /// The connection's entry, made at its first byte.
