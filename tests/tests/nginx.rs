@@ -1,7 +1,10 @@
 //! HTTP/1.1 and HTTP/2, in the clear and in TLS, against nginx's own log.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use perf_agent_tests::agent::{Agent, Run};
 use perf_agent_tests::servers::{self, Logged, Nginx};
@@ -257,6 +260,99 @@ fn streams_are_attributed_one_by_one_and_told_apart_from_interleaved_ones() {
         assert_eq!(attributed + others, STREAMS, "{row}");
         assert_eq!(others > 0, side_by_side, "{row}");
     }
+}
+
+/// One connection of HTTP/2 (RFC 9113), as bytes.
+struct Http2 {
+    stream: TcpStream,
+    last: u32,
+}
+
+impl Http2 {
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let length = &u32::try_from(payload.len()).unwrap().to_be_bytes()[1..];
+        [length, &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    }
+
+    fn connect(port: u16) -> Http2 {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let (settings, ack) = (Http2::frame(4, 0, 0, &[]), Http2::frame(4, 1, 0, &[]));
+        let opening = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &ack].concat();
+        stream.write_all(&opening).unwrap();
+        Http2 { stream, last: 0 }
+    }
+
+    /// Waits until the server read all that was sent, as its queue of received bytes tells.
+    fn until_read(&self) {
+        let of = |address: SocketAddr| format!("0100007F:{:04X}", address.port());
+        let own = of(self.stream.local_addr().unwrap());
+        let server = of(self.stream.peer_addr().unwrap());
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
+            let queued = sockets.lines().find_map(|line| {
+                let words: Vec<&str> = line.split_whitespace().collect();
+                (words[1..3] == [&server[..], &own]).then(|| words[4].ends_with(":00000000"))
+            });
+            if queued == Some(true) {
+                return;
+            }
+        }
+        panic!("the server does not read");
+    }
+
+    /// Credit of a byte, which is never answered.
+    fn credit(&mut self) {
+        let update = Http2::frame(8, 0, 0, &[0, 0, 0, 1]);
+        self.stream.write_all(&update).unwrap();
+        self.until_read();
+    }
+
+    fn ask(&mut self) {
+        self.last = if self.last == 0 { 1 } else { self.last + 2 };
+        // GET, http, then authority and path by name of the static table and value.
+        let block = b"\x82\x86\x01\x09localhost\x04\x06/small";
+        let request = Http2::frame(1, 0x5, self.last, block);
+        self.stream.write_all(&request).unwrap();
+        loop {
+            let mut head = [0; 9];
+            self.stream.read_exact(&mut head).unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; length as usize];
+            self.stream.read_exact(&mut payload).unwrap();
+            let stream = u32::from_be_bytes(head[5..].try_into().unwrap());
+            let ends = matches!(head[3], 0 | 1) && head[4] & 1 != 0;
+            if ends && stream == self.last {
+                return;
+            }
+        }
+    }
+}
+
+/// A server reads credit and settings for themselves; the ledger of a stream begins with the stream.
+#[test]
+fn streams_behind_frames_without_answers_have_each_a_ledger() {
+    const STREAMS: u64 = 100;
+    let _alone = alone();
+    let nginx = Nginx::start();
+    let agent = trace(&nginx, &["--interval", "100s"]);
+    let mut client = Http2::connect(nginx.http2);
+    for _ in 0..STREAMS {
+        client.credit();
+        client.credit();
+        client.ask();
+    }
+    let run = end(agent);
+    run.lost_nothing();
+    let [row] = &rows(&run, "requests").collect::<Vec<_>>()[..] else {
+        panic!("{}", run.text);
+    };
+    assert_eq!(
+        (&row["count"], &row["attributed"]),
+        (&STREAMS.into(), &STREAMS.into()),
+        "{row}"
+    );
 }
 
 #[test]

@@ -246,6 +246,7 @@ impl Connections {
             account_ns: data.account_ns,
             sent: piece.sent,
             in_flight: false,
+            asks_nothing: false,
         };
         let (serving, of) = (&mut known.serving, (served, known.peer));
         self.gathered

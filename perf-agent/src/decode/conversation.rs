@@ -187,6 +187,14 @@ impl Conversation {
         }
     }
 
+    /// Whether the next byte of the client's begins a request, where the decoder tells.
+    pub fn is_at_boundary(&self) -> bool {
+        match &self.speaks {
+            Speaks::Decoded(_, decoder) => decoder.is_at_boundary(),
+            _ => false,
+        }
+    }
+
     /// Whether this end, a client, waits for an answer or for the rest of one.
     pub fn is_awaited(&self) -> bool {
         match &self.speaks {

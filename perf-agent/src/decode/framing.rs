@@ -90,6 +90,11 @@ impl Frames {
         (self.passed > 0).then_some(self.first_ns)
     }
 
+    /// No message is open, and it is known that none is.
+    pub fn is_at_boundary(&self) -> bool {
+        self.passed == 0 && !self.lost
+    }
+
     /// Bytes of the open message that passed, those in gaps too; 0 at a boundary.
     pub fn passed(&self) -> u64 {
         self.passed

@@ -39,6 +39,7 @@ impl Gathered {
             Some(_) => conversation.is_in_flight(),
             None => !piece.sent,
         };
+        piece.asks_nothing = !piece.sent && !piece.in_flight && conversation.is_at_boundary();
         self.requests.served(serving, &piece, protocol, exchanges);
     }
 

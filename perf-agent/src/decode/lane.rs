@@ -96,6 +96,11 @@ impl Lane {
         self.frames.lost()
     }
 
+    /// No message is open, and it is known that none is.
+    pub fn is_at_boundary(&self) -> bool {
+        self.frames.is_at_boundary()
+    }
+
     #[cfg(test)]
     pub fn held_bytes(&self) -> usize {
         self.frames.held_bytes()

@@ -141,6 +141,12 @@ pub trait Decoder {
         self.is_in_flight()
     }
 
+    /// Whether what the client sent is whole and nothing of it waits to be answered: its next byte begins a
+    /// request. For protocols in which a client also sends what is never answered; others need not tell.
+    fn is_at_boundary(&self) -> bool {
+        false
+    }
+
     /// Whether what follows is TLS (or GSSAPI's encryption): the client asked for it and the server
     /// agreed. It is not this decoder's any more.
     fn encrypted(&self) -> bool {

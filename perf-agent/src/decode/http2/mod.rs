@@ -132,6 +132,12 @@ impl Decoder for Http2 {
     fn is_awaited(&self) -> bool {
         self.state.streams.any(|s| s.first_byte_ns.is_none())
     }
+
+    /// SETTINGS, WINDOW_UPDATE and PRIORITY stand in front of a request and are none of it.
+    fn is_at_boundary(&self) -> bool {
+        let at = Direction::Request as usize;
+        !self.is_in_flight() && self.lanes[at].is_at_boundary() && self.state.open[at].is_none()
+    }
 }
 
 /// A stream in flight.

@@ -429,3 +429,25 @@ fn a_stream_whose_answer_has_begun_is_in_flight_and_not_awaited() {
         (1, false)
     );
 }
+
+#[test]
+fn what_a_client_sends_beside_requests_begins_none() {
+    const WINDOW_UPDATE: u8 = 8;
+    let mut decoder = decoder(Joined::AtStart);
+    let mut output = Output::new(Options::default());
+    let mut reads = |bytes: &[u8]| {
+        decoder.bytes(Direction::Request, 10, bytes, &mut output);
+        decoder.is_at_boundary()
+    };
+    assert!(reads(&opening()));
+    let credit = frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]);
+    assert!(reads(&credit));
+    assert!(!reads(&credit[..7]));
+    assert!(reads(&credit[7..]));
+    assert!(!reads(&frame(HEADERS, END_STREAM, 1, b"\x82\x86")));
+    assert!(!reads(&frame(CONTINUATION, END_HEADERS, 1, b"\x84")));
+    assert!(!reads(&credit));
+    let answer = [settings(), headers(1, END_STREAM, b"\x89")].concat();
+    decoder.bytes(Direction::Response, 11, &answer, &mut output);
+    assert!(decoder.is_at_boundary());
+}

@@ -216,6 +216,11 @@ impl Decoder for Mysql {
         self.session.in_flight()
     }
 
+    /// COM_STMT_CLOSE and COM_STMT_SEND_LONG_DATA are never answered.
+    fn is_at_boundary(&self) -> bool {
+        !self.is_in_flight() && self.requests.is_at_boundary()
+    }
+
     fn encrypted(&self) -> bool {
         self.session.encrypted
     }

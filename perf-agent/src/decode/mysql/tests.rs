@@ -309,6 +309,25 @@ fn prepared_statements_have_the_text_they_were_prepared_with() {
 }
 
 #[test]
+fn what_is_never_answered_begins_no_request() {
+    let (mut my, mut output) = (Mysql::new(Joined::AtStart), Output::new(Options::default()));
+    for (direction, at_ns, bytes) in connected(NEW) {
+        my.bytes(direction, at_ns, &bytes, &mut output);
+    }
+    let mut reads = |bytes: &[u8]| {
+        my.bytes(Direction::Request, 10, bytes, &mut output);
+        my.is_at_boundary()
+    };
+    let close = packet(0, [wire::command::CLOSE, 7, 0, 0, 0]);
+    assert!(reads(&close));
+    assert!(!reads(&close[..6]));
+    assert!(reads(&close[6..]));
+    let long_data = packet(0, [wire::command::LONG_DATA, 7, 0, 0, 0, 0, 0, b'x']);
+    assert!(reads(&long_data));
+    assert!(!reads(&query("DO 1")));
+}
+
+#[test]
 fn mariadb_may_prepare_and_execute_without_waiting() {
     let last = packet(0, [0x17, 0xff, 0xff, 0xff, 0xff, 0, 1, 0, 0, 0]);
     let decoded = session(

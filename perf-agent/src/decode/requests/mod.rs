@@ -81,6 +81,8 @@ pub struct Piece {
     /// Whether requests are without their whole answer once these bytes have passed; where the protocol is
     /// not known, they are behind what was received and not behind what was sent.
     pub in_flight: bool,
+    /// They were received and begin no request: each message in them was whole and is never answered.
+    pub asks_nothing: bool,
 }
 
 /// An account at an instant, and which life of the thread it is of.
@@ -209,7 +211,9 @@ impl Requests {
             (thread.connection, thread.since_ns) = (piece.connection, piece.at_ns);
         }
         let at_rest = !serving.in_flight && (serving.begun.is_none() || serving.answered);
-        if at_rest && !piece.sent {
+        if piece.asks_nothing && !serving.in_flight {
+            serving.begun = None;
+        } else if at_rest && !piece.sent {
             serving.begun = Some(Begun {
                 at_ns: piece.at_ns,
                 tid: piece.tid,

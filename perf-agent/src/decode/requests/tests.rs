@@ -75,11 +75,31 @@ impl Server {
             account_ns: self.life.get(&tid).copied().unwrap_or(0),
             sent,
             in_flight: in_flight > 0,
+            asks_nothing: false,
         };
+        self.passes(&piece, ended);
+    }
+
+    fn passes(&mut self, piece: &Piece, ended: &[Exchange]) {
         self.served += ended.len() as u64;
-        let serving = self.connections.entry(connection).or_default();
+        let serving = self.connections.entry(piece.connection).or_default();
         self.requests
-            .served(serving, &piece, Some(Protocol::Http), ended);
+            .served(serving, piece, Some(Protocol::Http), ended);
+    }
+
+    /// Reads what is whole and never answered.
+    fn skips(&mut self, tid: u32, connection: u64, at_ns: u64) {
+        let piece = Piece {
+            connection,
+            tid,
+            tgid: PROCESS,
+            at_ns,
+            account_ns: self.life.get(&tid).copied().unwrap_or(0),
+            sent: false,
+            in_flight: false,
+            asks_nothing: true,
+        };
+        self.passes(&piece, &[]);
     }
 
     fn reads(&mut self, tid: u32, connection: u64, at_ns: u64) {
@@ -333,6 +353,28 @@ fn a_request_in_several_pieces_begins_with_the_first() {
     server.moves(1, 7, 13 * MS, false, 1, &[]);
     server.answers(1, 7, 10 * MS, 20 * MS);
     assert_eq!(server.told().row.ledger.latency_ns, 10 * MS);
+}
+
+#[test]
+fn what_is_never_answered_begins_no_request() {
+    let mut server = Server::new();
+    server.on_cpu(1, MS, &[(class::IDLE, MS)]);
+    // In front of the first request, between two, and once in pieces.
+    server.skips(1, 7, 8 * MS);
+    server.skips(1, 7, 9 * MS);
+    server.reads(1, 7, 10 * MS);
+    server.answers(1, 7, 10 * MS, 20 * MS);
+    server.moves(1, 7, 21 * MS, false, 0, &[]);
+    server.skips(1, 7, 22 * MS);
+    server.reads(1, 7, 30 * MS);
+    server.answers(1, 7, 30 * MS, 50 * MS);
+    assert_eq!(server.told().row.ledger.latency_ns, 30 * MS);
+    // Within an answer it ends nothing.
+    server.reads(1, 7, 60 * MS);
+    server.moves(1, 7, 61 * MS, true, 1, &[]);
+    server.moves(1, 7, 62 * MS, false, 1, &[]);
+    server.answers(1, 7, 60 * MS, 70 * MS);
+    assert_eq!(server.verdicts(), (1, vec![]));
 }
 
 #[test]
