@@ -20,7 +20,7 @@ pub struct Meter {
 pub enum Begin {
     /// Nothing: the thread has just begun, and its scheduler's figures are its own.
     Birth,
-    /// The thread lived, but nobody watched.
+    /// The thread lived, and who watches began while it waited.
     Watch,
     /// The thread lived and was watched: what it did is not known.
     Unknown,
@@ -54,9 +54,25 @@ impl Meter {
     }
 
     /// Begins anew, for a thread that did something before it could measure it.
-    pub fn restart(&mut self, begin: Begin) -> io::Result<()> {
+    pub fn restart(&mut self) -> io::Result<()> {
         self.start = self.clock.read()?;
-        self.begin = begin;
+        self.begin = Begin::Unknown;
+        self.classes.clear();
+        Ok(())
+    }
+
+    /// Begins anew with the end of a wait in which somebody began to watch. What the thread waits for a CPU once
+    /// the wait is over (4 ms once, beside other work) is seen by them, and so is of the account.
+    pub fn restart_behind(&mut self, wait: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let before = self.clock.read()?;
+        wait()?;
+        let after = self.clock.read()?;
+        let woken_ns = (after.cpu_ns - before.cpu_ns) + (after.runq_ns - before.runq_ns);
+        self.start = Reading {
+            wall_ns: after.wall_ns - woken_ns,
+            ..before
+        };
+        self.begin = Begin::Watch;
         self.classes.clear();
         Ok(())
     }

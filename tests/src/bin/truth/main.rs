@@ -12,7 +12,7 @@ use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use perf_agent_tests::workloads::meter::{self, Account, Begin, Meter};
+use perf_agent_tests::workloads::meter::{self, Account, Meter};
 
 const USAGE: &str = "\
 truth [--wait] [--json FILE] [--dir DIR]
@@ -63,11 +63,11 @@ fn run(options: &Options) -> io::Result<()> {
     if options.wait {
         println!("READY {}", std::process::id());
         io::stdout().flush()?;
-        io::stdin().lock().read_line(&mut String::new())?;
-        meter.restart(Begin::Watch)?;
+        let line = || io::stdin().lock().read_line(&mut String::new());
+        meter.restart_behind(|| line().map(drop))?;
     } else {
         // Whoever started the program ran in this thread before it did.
-        meter.restart(Begin::Unknown)?;
+        meter.restart()?;
     }
     let mut accounts = phases::run_all(&mut meter, &options.directory)?;
     accounts.push(meter.finish("truth")?);
