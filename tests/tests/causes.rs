@@ -107,7 +107,8 @@ fn a_slow_statement_the_pool_it_exhausts_and_the_requests_it_delays_are_one_stor
 #[test]
 fn quick_statements_and_a_session_for_each_thread_are_no_story() {
     let _alone = alone();
-    let (run, _) = reports(CLIENTS, 2, Duration::from_millis(50));
+    // Beside other work a statement of 2 ms took up to 62: rare enough, even these are no time to win.
+    let (run, _) = reports(CLIENTS, 2, Duration::from_millis(200));
     let loud = run.of_type("finding").filter(|f| f["impact"] != "low");
     assert_eq!(loud.count(), 0, "{}", run.text);
     let missed = run

@@ -50,6 +50,11 @@ fn segments_sent_again_are_those_the_kernel_counts() {
         .iter()
         .map(|row| row["retransmits"].as_u64().unwrap())
         .sum();
+    // Who listens is known in the target's own namespace: the connection was there before the trace.
+    let mut roles: Vec<&Value> = connections(&run).iter().map(|row| &row["role"]).collect();
+    roles.sort_by_key(|role| role.as_str());
+    roles.dedup();
+    assert_eq!(roles, ["client", "server"], "{}", run.text);
     // One in fifty of 600 and of those sent again.
     assert!(sum >= 12, "{own}");
     assert_eq!(own["retransmits"], sum, "{}", run.text);

@@ -48,15 +48,22 @@ impl Slowdown {
             return Slowdown::NONE;
         }
         let factor = |share: f64| 1.0 / (1.0 - share.min(MOST));
+        let share_of = |slices: f64| calls as f64 * hook_ns as f64 * COST_TYPICAL / slices;
         // A process on several CPUs is taken to make its calls on all of them alike.
-        let own_ns = on_ns as f64 * busy.max(1.0 - queued).max(f64::EPSILON);
-        let share = calls as f64 * hook_ns as f64 * COST_TYPICAL / own_ns;
+        let had = busy.max(1.0 - queued).max(f64::EPSILON);
+        let share = share_of(on_ns as f64 * had);
+        // More calls than fit into that time: the slices fell where the process had the CPU, and not on the
+        // same share of it as the window.
+        let likely = match share > MOST {
+            true => share_of(on_ns as f64 * had.max(1.0)),
+            false => share,
+        };
         Slowdown {
             least: match busy + queued >= NEVER_IDLE {
-                true => factor(share * (1.0 - COST_ERROR)),
+                true => factor(likely * (1.0 - COST_ERROR)),
                 false => 1.0,
             },
-            likely: factor(share),
+            likely: factor(likely),
             most: factor(share * (1.0 + COST_ERROR)),
         }
     }
@@ -98,6 +105,15 @@ mod tests {
         let alone = Slowdown::of(2_500_000, 240, 1_000_000_000, (1.0, 0.0));
         let half = Slowdown::of(1_250_000, 240, 1_000_000_000, (0.5, 0.5));
         assert_eq!(alone, half);
+    }
+
+    #[test]
+    fn slices_in_which_the_loop_did_not_wait_are_not_like_their_window() {
+        // It had a CPU for 0.6 of the window, and for all of its slices.
+        let alone = Slowdown::of(2_500_000, 240, 1_000_000_000, (1.0, 0.0));
+        let lucky = Slowdown::of(2_500_000, 240, 1_000_000_000, (0.6, 0.4));
+        assert_eq!((lucky.least, lucky.likely), (alone.least, alone.likely));
+        assert!(lucky.most >= 10.0 - 1e-9, "{lucky:?}");
     }
 
     #[test]
