@@ -370,6 +370,7 @@ fn mariadb_queries_are_counted_as_its_log_has_them() {
         select.args(["-N", "-e"]).arg("SELECT 1 + 3; ".repeat(500));
         select.stdout(std::process::Stdio::null());
         servers::to_end(select);
+        mariadb.until_left();
         agent.interrupt();
         agent.finish(PATIENCE)
     };

@@ -146,6 +146,7 @@ fn mariadb_is_read_on_after_it_agreed_on_tls() {
         select
     };
     servers::to_end(select());
+    mariadb.until_left();
     agent.interrupt();
     let run = agent.finish(PATIENCE);
     run.ended_well("interrupt").lost_nothing();

@@ -76,6 +76,23 @@ impl Mariadb {
         start(slap, "mariadb-slap")
     }
 
+    /// Waits until it has closed all its connections: it reads the head of a client's farewell before the rest.
+    ///
+    /// # Panics
+    /// Where one stays open.
+    pub fn until_left(&self) {
+        let own = format!(":{:04X}", self.port);
+        // Established, or closed by the client alone (include/net/tcp_states.h).
+        let open = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            words[1].ends_with(&own) && ["01", "08"].contains(&words[3])
+        };
+        until("a server without connections", || {
+            let sockets = std::fs::read_to_string("/proc/net/tcp");
+            !sockets.unwrap().lines().skip(1).any(open)
+        });
+    }
+
     /// How many commands of a kind (`Query`, `Execute`) the server logged whose text begins so.
     pub fn logged(&self, kind: &str, text: &str) -> u64 {
         let log = std::fs::read(self.directory.join("general.log"));
