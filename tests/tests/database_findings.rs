@@ -230,7 +230,7 @@ fn a_cache_that_does_not_have_it() {
 fn requests_that_end_with_an_error() {
     let _alone = alone();
     let run = trace_redis(|redis| {
-        for i in 0..400 {
+        for i in 0..4000 {
             let (command, begins) = match i % 4 {
                 3 => ("LPUSH there:1 x", "-WRONGTYPE"),
                 _ => ("GET there:1", "$1"),
@@ -277,7 +277,7 @@ fn trace_chatty(path: &str, requests: usize) -> Run {
 #[test]
 fn many_round_trips_for_each_request() {
     let _alone = alone();
-    let run = trace_chatty("/each", 300);
+    let run = trace_chatty("/each", 2000);
     let finding = the(&run, "chatty");
     let each = figure(&finding, "round_trips_per_request");
     assert_eq!(each, 12.0, "{finding}");
@@ -286,7 +286,7 @@ fn many_round_trips_for_each_request() {
         let figure = figures.iter().find(|figure| figure["name"] == name);
         figure.unwrap()["samples"].as_u64().unwrap()
     };
-    assert_eq!(samples("round_trips"), 12 * 300, "{finding}");
+    assert_eq!(samples("round_trips"), 12 * 2000, "{finding}");
     // All but one of the twelve.
     let bound_ns = bound_ns(&finding);
     let time_ns = in_window(&finding, figure(&finding, "time"));
@@ -295,7 +295,7 @@ fn many_round_trips_for_each_request() {
         "{bound_ns} ns of {time_ns} ns: {finding}"
     );
 
-    let run = trace_chatty("/together", 300);
+    let run = trace_chatty("/together", 2000);
     assert_eq!(of_category(&run, "chatty"), Vec::<Value>::new());
 }
 
