@@ -170,6 +170,39 @@ fn redis_info(port: u16) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// States of a TCP socket: include/net/tcp_states.h.
+const ESTABLISHED: u8 = 1;
+const CLOSE_WAIT: u8 = 8;
+
+/// A TCP socket over IPv4, as `/proc/net/tcp` has it.
+pub struct TcpSocket {
+    pub port: u16,
+    pub peer_port: u16,
+    pub state: u8,
+    /// Received and not read by the program, bytes.
+    pub unread: u32,
+}
+
+/// Those of this network namespace.
+///
+/// # Panics
+/// Where the table cannot be read.
+pub fn tcp_sockets() -> Vec<TcpSocket> {
+    let table = read("/proc/net/tcp");
+    let sockets = table.lines().skip(1).map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let last = |word: &str| u32::from_str_radix(word.rsplit(':').next()?, 16).ok();
+        Some(TcpSocket {
+            port: last(words.get(1)?)? as u16,
+            peer_port: last(words.get(2)?)? as u16,
+            state: last(words.get(3)?)? as u8,
+            unread: last(words.get(4)?)?,
+        })
+    });
+    let sockets: Option<Vec<TcpSocket>> = sockets.collect();
+    sockets.unwrap_or_else(|| panic!("not a table of TCP sockets: {table}"))
+}
+
 /// Starts a load, which ends when dropped.
 pub fn start(command: Command, name: &'static str) -> Running {
     spawn(command, name, None)
@@ -279,16 +312,8 @@ pub fn redis_load(port: u16) -> Running {
 
 /// Established TCP connections to a port of this machine.
 fn connections(port: u16) -> usize {
-    const ESTABLISHED: &str = "01";
-    let local = format!(":{port:04X}");
-    read("/proc/net/tcp")
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split_whitespace().skip(1);
-            Some((fields.next()?, fields.nth(1)?))
-        })
-        .filter(|(address, state)| address.ends_with(&local) && *state == ESTABLISHED)
-        .count()
+    let to = |socket: &&TcpSocket| socket.port == port && socket.state == ESTABLISHED;
+    tcp_sockets().iter().filter(to).count()
 }
 
 /// A PostgreSQL cluster with pgbench's tables, on a Unix socket only.

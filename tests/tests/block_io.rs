@@ -81,7 +81,7 @@ fn what_fsync_writes_is_between_what_was_written_and_what_the_device_saw() {
 }
 
 #[test]
-fn what_faults_read_is_between_the_major_faults_and_what_the_device_saw() {
+fn what_faults_read_is_between_the_pages_touched_and_what_the_device_saw() {
     let _alone = alone();
     let (run, done, [device, _]) = trace("faults");
     let touched = done["pages"].as_u64().unwrap() * 4096;
@@ -90,10 +90,7 @@ fn what_faults_read_is_between_the_major_faults_and_what_the_device_saw() {
     let said = format!(
         "{count} requests, {bytes} bytes; touched {touched}, {faulted} by major faults, device {device}"
     );
-    assert!(
-        faulted >= touched / 10 * 9 && bytes >= faulted / 100 * 99,
-        "{said}"
-    );
+    assert!(bytes >= touched / 100 * 99, "{said}");
     assert!(bytes <= device, "{said}");
     assert!(count > 0 && count <= bytes / SECTOR_BYTES, "{said}");
 }

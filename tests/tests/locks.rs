@@ -136,7 +136,7 @@ fn did_what_it_measured(
     };
     let queued = number(row, "runq_ns");
     let moved = match inferred {
-        true => holder.in_class("runq").saturating_sub(queued),
+        true => (holder.in_class("runq").saturating_sub(queued)).min(held / 10),
         false => 0,
     };
     let slack = slack(held, holder.holds) + stolen.as_nanos() as u64 + queued + moved;

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use perf_agent_tests::agent::{Agent, Run};
 use perf_agent_tests::servers::{self, Logged, Nginx};
@@ -285,21 +284,14 @@ impl Http2 {
 
     /// Waits until the server read all that was sent, as its queue of received bytes tells.
     fn until_read(&self) {
-        let of = |address: SocketAddr| format!("0100007F:{:04X}", address.port());
-        let own = of(self.stream.local_addr().unwrap());
-        let server = of(self.stream.peer_addr().unwrap());
-        let begun = Instant::now();
-        while begun.elapsed() < PATIENCE {
-            let sockets = std::fs::read_to_string("/proc/net/tcp").unwrap();
-            let queued = sockets.lines().find_map(|line| {
-                let words: Vec<&str> = line.split_whitespace().collect();
-                (words[1..3] == [&server[..], &own]).then(|| words[4].ends_with(":00000000"))
-            });
-            if queued == Some(true) {
-                return;
-            }
-        }
-        panic!("the server does not read");
+        let own = self.stream.local_addr().unwrap().port();
+        let server = self.stream.peer_addr().unwrap().port();
+        servers::until("a server that has read", || {
+            let sockets = servers::tcp_sockets();
+            let mut of_server = sockets.iter();
+            let ends = of_server.find(|socket| (socket.port, socket.peer_port) == (server, own));
+            ends.is_some_and(|socket| socket.unread == 0)
+        });
     }
 
     /// Credit of a byte, which is never answered.

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use super::{Running, certificate, directory, free_port, must, spawn, start, until};
+use super::{
+    CLOSE_WAIT, ESTABLISHED, Running, TcpSocket, certificate, directory, free_port, must, spawn,
+    start, tcp_sockets, until,
+};
 
 /// A MariaDB server with a log of every command, and the log.
 pub struct Mariadb {
@@ -81,15 +84,12 @@ impl Mariadb {
     /// # Panics
     /// Where one stays open.
     pub fn until_left(&self) {
-        let own = format!(":{:04X}", self.port);
-        // Established, or closed by the client alone (include/net/tcp_states.h).
-        let open = |line: &str| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            words[1].ends_with(&own) && ["01", "08"].contains(&words[3])
+        // Established, or closed by the client alone.
+        let open = |socket: &TcpSocket| {
+            socket.port == self.port && [ESTABLISHED, CLOSE_WAIT].contains(&socket.state)
         };
         until("a server without connections", || {
-            let sockets = std::fs::read_to_string("/proc/net/tcp");
-            !sockets.unwrap().lines().skip(1).any(open)
+            !tcp_sockets().iter().any(open)
         });
     }
 

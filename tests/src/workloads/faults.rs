@@ -35,8 +35,8 @@ pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
     Ok(format!("{{\"pages\":{touched},\"major\":{major}}}"))
 }
 
-/// Of the calling thread, by the kernel's count: some pages stay in memory, in a CPU's batch of those to be
-/// put on a list (1.5 % of them once).
+/// Of the calling thread, by the kernel's count: tells pages that were still in memory from requests that were
+/// not seen, if fewer bytes are read than pages touched (once 1.5 % fewer, and which it was is not known).
 fn major_faults() -> io::Result<i64> {
     // SAFETY: plain numbers, which the call fills.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };

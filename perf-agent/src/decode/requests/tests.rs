@@ -68,16 +68,25 @@ impl Server {
         ended: &[Exchange],
     ) {
         let piece = Piece {
+            sent,
+            in_flight: in_flight > 0,
+            ..self.piece(tid, connection, at_ns)
+        };
+        self.passes(&piece, ended);
+    }
+
+    /// Received, and behind it nothing is in flight.
+    fn piece(&self, tid: u32, connection: u64, at_ns: u64) -> Piece {
+        Piece {
             connection,
             tid,
             tgid: PROCESS,
             at_ns,
             account_ns: self.life.get(&tid).copied().unwrap_or(0),
-            sent,
-            in_flight: in_flight > 0,
+            sent: false,
+            in_flight: false,
             asks_nothing: false,
-        };
-        self.passes(&piece, ended);
+        }
     }
 
     fn passes(&mut self, piece: &Piece, ended: &[Exchange]) {
@@ -90,14 +99,8 @@ impl Server {
     /// Reads what is whole and never answered.
     fn skips(&mut self, tid: u32, connection: u64, at_ns: u64) {
         let piece = Piece {
-            connection,
-            tid,
-            tgid: PROCESS,
-            at_ns,
-            account_ns: self.life.get(&tid).copied().unwrap_or(0),
-            sent: false,
-            in_flight: false,
             asks_nothing: true,
+            ..self.piece(tid, connection, at_ns)
         };
         self.passes(&piece, &[]);
     }
