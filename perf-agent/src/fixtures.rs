@@ -150,6 +150,7 @@ fn full_ledger() -> Ledger {
         block_io: vec![BlockIo {
             device: "vda".into(),
             operation: "write".into(),
+            requests: 2,
             bytes: 4096,
             latency: latency(1),
         }],

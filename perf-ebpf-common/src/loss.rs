@@ -69,11 +69,14 @@ pub enum Loss {
     HeldLockTaken = 27,
     /// `inner_tids` was full: a thread in a pid namespace is not known by the id its locks have.
     InnerTidsFull = 28,
+    /// No loss: the end of a request that the kernel did not tell of, known by the next at its address. It is
+    /// counted, and has no latency.
+    IoEndInferred = 29,
 }
 
 impl Loss {
     /// How many reasons there are.
-    pub const COUNT: usize = 29;
+    pub const COUNT: usize = 30;
 
     /// All of them, in the order of their numbers.
     pub const ALL: [Loss; Loss::COUNT] = [
@@ -106,13 +109,17 @@ impl Loss {
         Loss::LockHoldsFull,
         Loss::HeldLockTaken,
         Loss::InnerTidsFull,
+        Loss::IoEndInferred,
     ];
 
     /// Whether something is missing: else it was made good, and is reported as `inferred`.
     pub const fn is_loss(self) -> bool {
         !matches!(
             self,
-            Loss::SwitchInInferred | Loss::WakeInferred | Loss::PreemptionInferred
+            Loss::SwitchInInferred
+                | Loss::WakeInferred
+                | Loss::PreemptionInferred
+                | Loss::IoEndInferred
         )
     }
 
@@ -148,6 +155,7 @@ impl Loss {
             Loss::LockHoldsFull => "lock_holds_full",
             Loss::HeldLockTaken => "held_lock_taken",
             Loss::InnerTidsFull => "inner_tids_full",
+            Loss::IoEndInferred => "io_end",
         }
     }
 }

@@ -134,6 +134,8 @@ offsets! {
     disk_first_minor: BlockIo ["gendisk.first_minor"],
     rq_cmd_flags: BlockIo ["request.cmd_flags"],
     rq_data_len: BlockIo ["request.__data_len"],
+    rq_internal_tag: BlockIo ["request.internal_tag"],
+    rq_start_time: BlockIo ["request.start_time_ns"],
     task_mm: Memory ["task_struct.mm"],
     /// An array of `percpu_counter` since 6.2, of `long` before: see [`Settings`](crate::signals::control::Settings).
     mm_rss_stat: Memory ["mm_struct.rss_stat"],

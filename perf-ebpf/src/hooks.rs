@@ -225,9 +225,8 @@ macro_rules! request {
 /// 5.10.
 #[btf_tracepoint(function = "block_rq_insert")]
 pub fn block_rq_insert(ctx: BtfTracePointContext) -> i32 {
-    if let Some(t) = ledger::thread(current_tid()) {
-        block_io::start(t, request!(ctx));
-    }
+    let slot = ledger::thread(current_tid()).map(|t| t.slot as u32);
+    block_io::inserted(slot, request!(ctx));
     0
 }
 
@@ -235,8 +234,15 @@ pub fn block_rq_insert(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "block_rq_issue")]
 pub fn block_rq_issue(ctx: BtfTracePointContext) -> i32 {
     if let Some(t) = ledger::thread(current_tid()) {
-        block_io::start(t, request!(ctx));
+        block_io::issued(t, request!(ctx));
     }
+    0
+}
+
+/// 5.10: the request that goes into another.
+#[btf_tracepoint(function = "block_rq_merge")]
+pub fn block_rq_merge(ctx: BtfTracePointContext) -> i32 {
+    block_io::merged(request!(ctx));
     0
 }
 

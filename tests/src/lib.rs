@@ -13,6 +13,8 @@ pub mod gallery;
 #[cfg(feature = "harness")]
 pub mod http_client;
 #[cfg(feature = "harness")]
+pub mod loop_device;
+#[cfg(feature = "harness")]
 pub mod proxy;
 #[cfg(feature = "harness")]
 pub mod relay;

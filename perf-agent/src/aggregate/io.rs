@@ -35,8 +35,8 @@ impl BlockIos {
         let mut out: HashMap<u32, Vec<BlockIo>> = HashMap::new();
         for (key, cell) in std::mem::take(&mut self.now) {
             let before = self.before.insert(key, cell);
-            let latency = latency::of_cell(&cell, before.as_ref());
-            let Some(pid) = owners.get(&key.slot).filter(|_| latency.count > 0) else {
+            let requests = cell.count - before.map_or(0, |b| b.count);
+            let Some(pid) = owners.get(&key.slot).filter(|_| requests > 0) else {
                 continue;
             };
             let device = self
@@ -47,8 +47,9 @@ impl BlockIos {
             out.entry(*pid).or_default().push(BlockIo {
                 device,
                 operation: operation(key.op),
+                requests,
                 bytes: cell.bytes - before.map_or(0, |b| b.bytes),
-                latency,
+                latency: latency::of_cell(&cell, before.as_ref()),
             });
         }
         out

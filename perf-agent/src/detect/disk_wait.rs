@@ -309,6 +309,7 @@ mod tests {
         report.ledger.block_io = vec![BlockIo {
             device: "vda".into(),
             operation: "flush".into(),
+            requests: 100,
             bytes: 0,
             latency: crate::model::Latency {
                 sum_ns: 700_000_000,

@@ -82,6 +82,7 @@ pub const PROGRAMS: &[Program] = &[
     Program::new(CPU_CLOCK, "cpu", Need::Signal),
     Program::new("block_rq_insert", "block_io", Need::Signal),
     Program::new("block_rq_issue", "block_io", Need::Signal),
+    Program::new("block_rq_merge", "block_io", Need::Detail),
     Program::new("block_rq_complete", "block_io", Need::Signal),
     Program::new(MEMORY_HOOK, "memory", Need::Signal),
     Program::new("tcp_destroy_sock", "sockets", Need::Detail),

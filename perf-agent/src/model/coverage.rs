@@ -20,7 +20,7 @@ pub struct Coverage {
     pub received: u64,
     /// By reason, zero ones left out.
     pub lost: BTreeMap<String, u64>,
-    /// Events that the kernel did not tell of and that were put back exactly, by kind.
+    /// Events that the kernel did not tell of and that were put back, by kind: those of threads exactly.
     pub inferred: BTreeMap<String, u64>,
     pub bytes_seen: u64,
     pub bytes_decoded: u64,

@@ -131,6 +131,8 @@ pub struct BlockIo {
     pub device: String,
     /// `read`, `write`, `flush`, `discard`, or `op<N>`.
     pub operation: String,
+    /// Requests that ended; `latency` has those whose end the kernel told of.
+    pub requests: u64,
     pub bytes: u64,
     pub latency: Latency,
 }

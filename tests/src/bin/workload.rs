@@ -1,5 +1,5 @@
-//! `workload NAME [--seconds N] [--dir DIR] [--connect ADDRESS] [--listen ADDRESS] [--now] [--hold] [--quiet]
-//! [--realtime]`, see `perf_agent_tests::workloads`.
+//! `workload NAME [--seconds N] [--dir DIR] [--device DEVICE] [--offset N] [--connect ADDRESS]
+//! [--listen ADDRESS] [--now] [--hold] [--quiet] [--realtime]`, see `perf_agent_tests::workloads`.
 
 use std::io;
 use std::process::ExitCode;

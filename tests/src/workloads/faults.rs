@@ -35,8 +35,7 @@ pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
     Ok(format!("{{\"pages\":{touched},\"major\":{major}}}"))
 }
 
-/// Of the calling thread, by the kernel's count: tells pages that were still in memory from requests that were
-/// not seen, if fewer bytes are read than pages touched (once 1.5 % fewer, and which it was is not known).
+/// Of the calling thread, by the kernel's count: fewer than the pages touched where some were still in memory.
 fn major_faults() -> io::Result<i64> {
     // SAFETY: plain numbers, which the call fills.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };

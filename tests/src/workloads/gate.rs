@@ -15,6 +15,10 @@ pub struct Options {
     pub seconds: f64,
     /// Where files are made.
     pub directory: PathBuf,
+    /// A block device to write to.
+    pub device: Option<PathBuf>,
+    /// Where on it, in bytes.
+    pub offset: u64,
     /// `address:port` of a server to talk to.
     pub connect: Option<String>,
     /// Where to listen for a client.
@@ -35,6 +39,8 @@ impl Options {
         let mut options = Options {
             seconds: 3.0,
             directory: PathBuf::from("."),
+            device: None,
+            offset: 0,
             connect: None,
             listen: None,
             now: false,
@@ -50,6 +56,8 @@ impl Options {
             match argument.as_str() {
                 "--seconds" => options.seconds = value()?.parse().map_err(io::Error::other)?,
                 "--dir" => options.directory = value()?.into(),
+                "--device" => options.device = Some(value()?.into()),
+                "--offset" => options.offset = value()?.parse().map_err(io::Error::other)?,
                 "--connect" => options.connect = Some(value()?),
                 "--listen" => options.listen = Some(value()?),
                 "--now" => options.now = true,

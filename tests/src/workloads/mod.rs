@@ -26,6 +26,7 @@ pub mod memory;
 pub mod meter;
 pub mod migrate;
 pub mod paced_calls;
+pub mod queued_writes;
 pub mod reader;
 pub mod runq;
 pub mod shortlived_thread;
@@ -69,6 +70,7 @@ pub const WORKLOADS: &[(&str, Workload)] = &[
     ("many-locks", many_locks::run),
     ("migrate", migrate::run),
     ("paced-calls", paced_calls::run),
+    ("queued-writes", queued_writes::run),
     ("reader", reader::read),
     ("runq", runq::run),
     ("shortlived-thread", shortlived_thread::run),

@@ -345,14 +345,15 @@ pub fn block_io(text: &mut Text, process: &ProcessSum) {
         ("max", Align::Right),
     ]);
     let mut rows: Vec<_> = process.block_io.iter().collect();
-    rows.sort_by_key(|(_, (_, latency))| Reverse(latency.sum_ns));
-    for ((device, operation), (bytes, latency)) in rows {
+    rows.sort_by_key(|(_, sum)| Reverse(sum.latency.sum_ns));
+    for ((device, operation), sum) in rows {
         let mut cells = vec![
             plain(device.clone()),
             plain(operation.clone()),
-            plain(units::bytes(*bytes)),
+            plain(units::bytes(sum.bytes)),
+            plain(units::count(sum.requests)),
         ];
-        cells.extend(latency_cells(Some(latency)));
+        cells.extend(latency_cells(Some(&sum.latency)).into_iter().skip(1));
         table.row(cells);
     }
     table.put(text);

@@ -145,6 +145,15 @@ type SiteKey = (
     Vec<Frame>,
 );
 
+/// Requests of one device and operation over several windows.
+#[derive(Default)]
+pub struct BlockIoSum {
+    pub requests: u64,
+    pub bytes: u64,
+    /// Of the requests whose end was told.
+    pub latency: LatencySum,
+}
+
 /// One process over several windows.
 #[derive(Default)]
 pub struct ProcessSum {
@@ -156,7 +165,7 @@ pub struct ProcessSum {
     pub threads: BTreeMap<u32, ThreadLedger>,
     pub short_lived: ShortLived,
     pub faults: Faults,
-    pub block_io: BTreeMap<(String, String), (u64, LatencySum)>,
+    pub block_io: BTreeMap<(String, String), BlockIoSum>,
     pub throttled: Option<Throttled>,
     /// `full` or `sampled`, and the smallest share of a window in which calls were counted.
     pub syscall_mode: Option<(String, f64)>,
@@ -222,9 +231,10 @@ impl ProcessSum {
         }
         for io in &ledger.block_io {
             let key = (io.device.clone(), io.operation.clone());
-            let (bytes, latency) = self.block_io.entry(key).or_default();
-            *bytes += io.bytes;
-            latency.add(&io.latency);
+            let sum = self.block_io.entry(key).or_default();
+            sum.requests += io.requests;
+            sum.bytes += io.bytes;
+            sum.latency.add(&io.latency);
         }
         if let Some(now) = &ledger.throttled {
             let sum = self.throttled.get_or_insert_default();
