@@ -4,6 +4,7 @@ a process of its own."""
 
 import multiprocessing
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -32,22 +33,31 @@ def hire():
     return answer_request
 
 
-def compute_statistics(times, over):
-    # The process of its own ends with the program, which may be killed.
-    parent = os.getppid()
-    while os.getppid() == parent and not over.wait(STATISTICS_EVERY - STATISTICS):
+def compute_statistics(times, is_over):
+    while not is_over(STATISTICS_EVERY - STATISTICS):
         for _ in range(times):
             compute()
+
+
+def compute_statistics_apart(times, reader, writer):
+    # The program may be killed, and then holds its end of the pipe no more. An event of multiprocessing has a lock:
+    # killed while it held that, the program left this process waiting for ever.
+    os.close(writer)
+    compute_statistics(times, lambda seconds: select.select([reader], [], [], seconds)[0])
 
 
 times = shift.calibrated(compute, STATISTICS)
 if sys.argv[1] == "sick":
     over = threading.Event()
-    statistics = threading.Thread(target=compute_statistics, args=(times, over), daemon=True)
+    statistics = threading.Thread(target=compute_statistics, args=(times, over.wait), daemon=True)
+    end = over.set
 else:
+    reader, writer = os.pipe()
     context = multiprocessing.get_context("fork")
-    over = context.Event()
-    statistics = context.Process(target=compute_statistics, args=(times, over), daemon=True)
+    statistics = context.Process(
+        target=compute_statistics_apart, args=(times, reader, writer), daemon=True
+    )
+    end = lambda: os.close(writer)
 statistics.start()
 shift.work(WORKERS, 0.015, hire)
-over.set()
+end()

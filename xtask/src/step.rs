@@ -42,6 +42,15 @@ pub fn run(label: &str, command: &mut Command) -> Result<()> {
 pub fn run_lines(
     label: &str,
     command: &mut Command,
+    on_line: impl FnMut(Stream, &str),
+) -> Result<ExitStatus> {
+    run_lines_for(label, command, HEARTBEAT, on_line)
+}
+
+fn run_lines_for(
+    label: &str,
+    command: &mut Command,
+    heartbeat: Duration,
     mut on_line: impl FnMut(Stream, &str),
 ) -> Result<ExitStatus> {
     if io::stderr().is_terminal() {
@@ -64,9 +73,14 @@ pub fn run_lines(
 
     let started = Instant::now();
     loop {
-        match lines.recv_timeout(HEARTBEAT) {
+        match lines.recv_timeout(heartbeat) {
             Ok((stream, line)) => on_line(stream, &line),
             Err(RecvTimeoutError::Timeout) => {
+                // A program that it left behind may keep its output open for ever.
+                if let Ok(Some(status)) = child.try_wait() {
+                    eprintln!("    {label}: a process that it started still runs");
+                    return Ok(status);
+                }
                 eprintln!("    ... {label}: {} s", started.elapsed().as_secs());
             }
             Err(RecvTimeoutError::Disconnected) => break,
@@ -150,6 +164,26 @@ mod tests {
             ]
         );
         assert_eq!(status.code(), Some(3));
+    }
+
+    #[test]
+    fn what_a_step_leaves_running_is_not_waited_for() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 1000 & echo $!; exit 3"]);
+        let mut left = None;
+        let heartbeat = Duration::from_millis(50);
+        let status = run_lines_for("leaves", &mut command, heartbeat, |_, line| {
+            left = line.parse::<i32>().ok();
+        })
+        .expect("sh runs");
+        assert_eq!(status.code(), Some(3));
+        let left = left.expect("its number");
+        // SAFETY: a signal to the process that was started above.
+        assert_eq!(
+            unsafe { libc::kill(left, libc::SIGKILL) },
+            0,
+            "it still ran"
+        );
     }
 
     #[test]
