@@ -93,7 +93,7 @@ fn start(slot: u32, request: Typed) {
     };
     // SAFETY: a live map value; a request is in one place at a time.
     let before = unsafe { *known };
-    if before.born_ns != value.born_ns {
+    if before.born_ns < value.born_ns {
         // SAFETY: as above.
         unsafe { *known = value };
         ended_unseen(&before);
@@ -115,7 +115,8 @@ pub fn complete(request: Typed, failed: bool) {
         return;
     };
     let _ = IN_FLIGHT.remove(&key);
-    if io.born_ns != field::<u64>(request, offset!(rq_start_time)) {
+    // Earlier is the same: it takes the time of an older one that is merged into it.
+    if io.born_ns < field::<u64>(request, offset!(rq_start_time)) {
         return ended_unseen(&io);
     }
     let Some(cell) = cell(&io) else { return };

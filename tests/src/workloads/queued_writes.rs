@@ -39,7 +39,7 @@ pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
     ))
 }
 
-/// The longest time from the submission of a block to its end being seen, in nanoseconds.
+/// The longest time a row took, in nanoseconds: no request of it took longer.
 #[inline(never)]
 fn write_rows(device: &Path, offset: u64) -> io::Result<u64> {
     let file = OpenOptions::new()
