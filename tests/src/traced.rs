@@ -1,7 +1,6 @@
 //! Runs a workload of this package, in step with a test.
 
 use std::io::{BufRead, BufReader, Write};
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -166,23 +165,10 @@ pub fn disk_directory() -> PathBuf {
 /// Time a hypervisor took from this machine since boot, in which threads were neither on the CPU nor
 /// in the run queue for the scheduler. Known to a hundredth of a second.
 pub fn stolen() -> Duration {
-    cpu_time(8..=8)
-}
-
-/// Time since boot that interrupts and a hypervisor took on all CPUs: to the ledger the thread they took
-/// it from is on the CPU, to the scheduler's clock of the thread it is not. The kernel shows full
-/// hundredths of a second of it: a difference of two readings may be one of them short.
-pub fn interrupted() -> Duration {
-    // irq, softirq, steal
-    cpu_time(6..=8)
-}
-
-/// Sum of fields of the line `cpu` in `/proc/stat` (proc_stat(5)), that word being field 0.
-fn cpu_time(fields: RangeInclusive<usize>) -> Duration {
+    // The line `cpu` (proc_stat(5)), that word being field 0.
     let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let times = stat.split_whitespace().enumerate();
-    let wanted = times.filter(|(at, _)| fields.contains(at));
-    let ticks: u64 = wanted.filter_map(|(_, t)| t.parse::<u64>().ok()).sum();
+    let ticks = stat.split_whitespace().nth(8);
+    let ticks: u64 = ticks.and_then(|t| t.parse().ok()).unwrap_or(0);
     Duration::from_millis(10 * ticks)
 }
 

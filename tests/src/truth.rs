@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -63,7 +62,11 @@ pub struct Measured {
     pub lifetime_ns: u64,
     /// Time on the CPU and in the run queue, where they are known.
     pub schedstat: Option<(u64, u64)>,
+    /// What may have been taken from the thread on the CPU: to the scheduler it did not run then.
+    pub taken_ns: u64,
     pub classes: BTreeMap<String, u64>,
+    /// How much of a class may have been so.
+    pub taken: BTreeMap<String, u64>,
 }
 
 impl Measured {
@@ -103,32 +106,26 @@ pub struct Row {
     pub name: String,
     pub what: String,
     pub truth_ns: u64,
+    /// What was taken from the thread: to the ledger it runs then, to its own clock it does not. So a ledger has up
+    /// to so much more CPU time, and less of what the program calls a wait.
+    pub taken: Taken,
     pub ledger_ns: u64,
     pub allowed_ns: u64,
 }
 
-/// Waits in which a thread is on the CPU for much of the time: to sync a file, to be moved to another
-/// CPU.
-const BUSY_WAITS: [&str; 2] = ["disk", "other"];
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    More(u64),
+    Less(u64),
+}
 
 impl Row {
     pub fn holds(&self) -> bool {
-        self.truth_ns.abs_diff(self.ledger_ns) <= self.allowed_ns
-    }
-
-    /// The same with room for what was taken from the threads meanwhile
-    /// ([`crate::traced::interrupted`]). What is taken from a thread in a busy wait is CPU time for
-    /// the ledger, but not for the scheduler's clock of the thread, and so in what the program calls
-    /// its wait: 26 ms of 230 once, 6 of 55 another time. The sum of both, a row of its own, has no
-    /// such room.
-    pub fn holds_beside(&self, taken: Duration) -> bool {
-        let off_ns = self.truth_ns.abs_diff(self.ledger_ns);
-        self.holds() || self.is_split() && off_ns <= self.allowed_ns + taken.as_nanos() as u64
-    }
-
-    /// Whether this is one side of the line between CPU time and a busy wait.
-    fn is_split(&self) -> bool {
-        self.what == "cpu" || BUSY_WAITS.contains(&self.what.as_str())
+        let (least, most) = match self.taken {
+            Taken::More(ns) => (self.truth_ns, self.truth_ns + ns),
+            Taken::Less(ns) => (self.truth_ns.saturating_sub(ns), self.truth_ns),
+        };
+        (least.saturating_sub(self.allowed_ns)..=most + self.allowed_ns).contains(&self.ledger_ns)
     }
 }
 
@@ -146,10 +143,10 @@ fn text(value: &Value, field: &str) -> Result<String> {
         .into())
 }
 
-fn classes(value: &Value) -> Result<BTreeMap<String, u64>> {
-    let object = value["classes"]
+fn classes(value: &Value, field: &str) -> Result<BTreeMap<String, u64>> {
+    let object = value[field]
         .as_object()
-        .with_context(|| format!("no classes in {value}"))?;
+        .with_context(|| format!("no {field} in {value}"))?;
     object
         .iter()
         .map(|(class, ns)| {
@@ -184,7 +181,9 @@ pub fn measured(json: &Value) -> Result<Vec<Measured>> {
                         number(t, "/schedstat/wait_ns")?,
                     )),
                 },
-                classes: classes(t)?,
+                taken_ns: number(t, "/taken_ns")?,
+                classes: classes(t, "classes")?,
+                taken: classes(t, "taken")?,
             })
         })
         .collect()
@@ -211,6 +210,7 @@ pub fn compare_holds(measured: &[Measured], lines: &[Value], demands: Demands) -
             name: waiter.name.clone(),
             what: format!("held, by {source}"),
             truth_ns,
+            taken: Taken::Less(0),
             ledger_ns: told.filter_map(|o| o["hold_ns"].as_u64()).sum(),
             allowed_ns: demands.classes.of(truth_ns),
         })
@@ -232,7 +232,7 @@ pub fn booked(lines: &[Value]) -> Result<BTreeMap<u64, Booked>> {
             sum.comm = text(t, "comm")?;
             sum.lifetime_ns += number(t, "/lifetime_ns")?;
             sum.residual_ns += number(t, "/residual_ns")?;
-            for (class, ns) in classes(t)? {
+            for (class, ns) in classes(t, "classes")? {
                 *sum.classes.entry(class).or_default() += ns;
             }
         }
@@ -290,7 +290,7 @@ fn adds_up_within(ledger: &Value, who: &str) -> Result<()> {
 fn figures(ledger: &Value) -> Result<(u64, u64, u64)> {
     Ok((
         number(ledger, "/lifetime_ns")?,
-        classes(ledger)?.values().sum(),
+        classes(ledger, "classes")?.values().sum(),
         number(ledger, "/residual_ns")?,
     ))
 }
@@ -317,38 +317,33 @@ pub fn compare(
 }
 
 fn compare_thread(m: &Measured, b: &Booked, demands: Demands) -> Vec<Row> {
-    let row = |what: &str, truth_ns, ledger_ns, allowed_ns| Row {
+    let row = |what: &str, (truth_ns, taken), ledger_ns, allowed_ns| Row {
         tid: m.tid,
         name: m.name.clone(),
         what: what.to_owned(),
         truth_ns,
+        taken,
         ledger_ns,
         allowed_ns,
     };
     let get = |map: &BTreeMap<String, u64>, class: &str| map.get(class).copied().unwrap_or(0);
     let mut rows = Vec::new();
     if let Some((run_ns, wait_ns)) = m.schedstat {
-        for (what, truth, ledger) in [
-            ("cpu", run_ns, b.cpu_ns()),
-            ("runq", wait_ns, get(&b.classes, "runq")),
+        for (what, truth, taken, ledger) in [
+            ("cpu", run_ns, m.taken_ns, b.cpu_ns()),
+            ("runq", wait_ns, 0, get(&b.classes, "runq")),
         ] {
             let allowed = demands.cpu.of(truth) + m.unforeseen_ns();
-            rows.push(row(what, truth, ledger, allowed));
-        }
-    }
-    for class in BUSY_WAITS {
-        if let (Some((run_ns, _)), Some(wait_ns)) = (m.schedstat, m.classes.get(class)) {
-            let allowed = demands.cpu.of(run_ns) + demands.classes.of(*wait_ns);
-            let booked_ns = b.cpu_ns() + get(&b.classes, class);
-            let what = format!("cpu and {class}");
-            rows.push(row(&what, run_ns + wait_ns, booked_ns, allowed));
+            rows.push(row(what, (truth, Taken::More(taken)), ledger, allowed));
         }
     }
     let residual = (b.lifetime_ns as f64 * demands.residual_percent / 100.0) as u64;
-    rows.push(row("residual", 0, b.residual_ns, residual));
+    let nothing = Taken::More(0);
+    rows.push(row("residual", (0, nothing), b.residual_ns, residual));
     if m.whole {
         let allowed = demands.classes.of(m.lifetime_ns);
-        rows.push(row("lifetime", m.lifetime_ns, b.lifetime_ns, allowed));
+        let truth = (m.lifetime_ns, nothing);
+        rows.push(row("lifetime", truth, b.lifetime_ns, allowed));
     }
     let names: BTreeSet<&String> = if m.whole {
         m.classes.keys().chain(b.classes.keys()).collect()
@@ -362,7 +357,8 @@ fn compare_thread(m: &Measured, b: &Booked, demands: Demands) -> Vec<Row> {
             let booked = get(&b.classes, class);
             let unforeseen = if booked > truth { m.unforeseen_ns() } else { 0 };
             let allowed = demands.classes.of(truth) + unforeseen;
-            rows.push(row(class, truth, booked, allowed));
+            let taken = Taken::Less(get(&m.taken, class));
+            rows.push(row(class, (truth, taken), booked, allowed));
         }
     }
     rows
@@ -371,21 +367,26 @@ fn compare_thread(m: &Measured, b: &Booked, demands: Demands) -> Vec<Row> {
 /// The comparisons as a table, those that do not hold marked.
 pub fn table(rows: &[Row]) -> String {
     let mut out = format!(
-        "{:>8} {:<12} {:<12} {:>12} {:>12} {:>10} {:>10}\n",
-        "tid", "thread", "class", "truth ms", "ledger ms", "diff ms", "allowed"
+        "{:>8} {:<12} {:<12} {:>12} {:>12} {:>10} {:>10} {:>10}\n",
+        "tid", "thread", "class", "truth ms", "ledger ms", "diff ms", "taken", "allowed"
     );
     for r in rows {
         let ms = |ns: u64| ns as f64 / 1e6;
         // Writing to a String cannot fail.
         _ = writeln!(
             out,
-            "{:>8} {:<12} {:<12} {:>12.3} {:>12.3} {:>10.3} {:>10.3}{}",
+            "{:>8} {:<12} {:<12} {:>12.3} {:>12.3} {:>10.3} {:>10} {:>10.3}{}",
             r.tid,
             r.name,
             r.what,
             ms(r.truth_ns),
             ms(r.ledger_ns),
             ms(r.ledger_ns) - ms(r.truth_ns),
+            match r.taken {
+                Taken::More(0) | Taken::Less(0) => String::new(),
+                Taken::More(ns) => format!("+{:.3}", ms(ns)),
+                Taken::Less(ns) => format!("-{:.3}", ms(ns)),
+            },
             ms(r.allowed_ns),
             if r.holds() { "" } else { "  <-- FAILS" }
         );
@@ -419,7 +420,8 @@ mod tests {
     fn truth(timer: u64) -> Vec<Measured> {
         measured(&json!({"threads": [{
             "pid": 7, "tid": 8, "name": "t", "whole": true, "lifetime_ns": 510_000_000,
-            "schedstat": {"run_ns": 10_000_000, "wait_ns": 0}, "classes": {"timer": timer}
+            "schedstat": {"run_ns": 10_000_000, "wait_ns": 0}, "taken_ns": 0,
+            "classes": {"timer": timer}, "taken": {"timer": 0}
         }]}))
         .unwrap()
     }
@@ -470,6 +472,29 @@ mod tests {
         assert!(holds(&truth));
         truth[0].lifetime_ns = 507_000_000;
         assert!(!holds(&truth));
+    }
+
+    #[test]
+    fn what_was_taken_in_a_wait_may_be_cpu_time_and_nothing_else_may() {
+        let timer = 500_000_000;
+        let mut lines = [line(thread(510_000_000, timer, 0))];
+        for (moved, taken, failed) in [
+            (6_000_000, 0, vec!["cpu"]),
+            (6_000_000, 6_000_000, vec![]),
+            (20_000_000, 6_000_000, vec!["cpu", "timer"]),
+        ] {
+            let mut truth = truth(timer);
+            truth[0].taken_ns = taken;
+            truth[0].taken.insert("timer".to_owned(), taken);
+            for place in ["/process/classes", "/threads/0/classes"] {
+                *lines[0].pointer_mut(place).unwrap() =
+                    json!({"timer": timer - moved, "cpu.user": 10_000_000 + moved});
+            }
+            let rows = compare(&truth, &booked(&lines).unwrap(), Demands::default());
+            let wrong: Vec<_> = rows.iter().filter(|row| !row.holds()).collect();
+            let wrong: Vec<_> = wrong.iter().map(|row| row.what.as_str()).collect();
+            assert_eq!(wrong, failed, "{moved} moved, {taken} taken");
+        }
     }
 
     #[test]

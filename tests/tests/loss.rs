@@ -1,9 +1,7 @@
 //! What is lost is counted, and what is not lost is still right.
 
-use std::time::Duration;
-
 use perf_agent_tests::agent::{Agent, Run};
-use perf_agent_tests::traced::{self, Traced};
+use perf_agent_tests::traced::Traced;
 use perf_agent_tests::truth::{self, Demands};
 use perf_agent_tests::{PATIENCE, alone};
 
@@ -44,8 +42,8 @@ fn received_and_lost_make_up_what_was_generated_when_the_ring_is_tiny() {
     }
 }
 
-/// What the agent told, what the program measured, and how long CPUs were interrupted meanwhile.
-fn trace_truth(options: &[&str]) -> (Run, Vec<truth::Measured>, Duration) {
+/// What the agent told, and what the program measured.
+fn trace_truth(options: &[&str]) -> (Run, Vec<truth::Measured>) {
     let directory = tempfile::tempdir().unwrap();
     let json = directory.path().join("truth.json");
     let mut program = Traced::truth(&json);
@@ -53,24 +51,22 @@ fn trace_truth(options: &[&str]) -> (Run, Vec<truth::Measured>, Duration) {
     let arguments = ["trace", "-p", &pid]
         .into_iter()
         .chain(options.iter().copied());
-    let interrupted = traced::interrupted();
     let agent = Agent::start(arguments);
     agent.attached();
     program.go();
     let run = agent.finish(PATIENCE);
     assert!(program.end(PATIENCE).success());
     run.ended_well("target_exit");
-    let interrupted = traced::interrupted() - interrupted;
     let text = std::fs::read_to_string(&json).unwrap();
     let measured = truth::measured(&serde_json::from_str(&text).unwrap()).unwrap();
-    (run, measured, interrupted)
+    (run, measured)
 }
 
 #[test]
 fn threads_that_find_no_room_are_counted_and_the_others_are_right() {
     let _alone = alone();
     const ROOM: usize = 6;
-    let (run, mut measured, interrupted) = trace_truth(&["--max-threads", &ROOM.to_string()]);
+    let (run, mut measured) = trace_truth(&["--max-threads", &ROOM.to_string()]);
     let booked = truth::booked(&run.lines).unwrap();
     let lost = lost(&run, "threads_full");
     assert!(lost > 0, "nothing was lost: {}", run.text);
@@ -78,14 +74,13 @@ fn threads_that_find_no_room_are_counted_and_the_others_are_right() {
     measured.retain(|m| booked.contains_key(&m.tid));
     let rows = truth::compare(&measured, &booked, Demands::default());
     let table = truth::table(&rows);
-    let holds = |row: &truth::Row| row.holds_beside(interrupted);
-    assert!(rows.iter().all(holds), "{table}");
+    assert!(rows.iter().all(truth::Row::holds), "{table}");
 }
 
 #[test]
 fn sites_that_find_no_room_are_counted_and_the_ledger_is_whole() {
     let _alone = alone();
-    let (run, measured, interrupted) = trace_truth(&["--max-sites", "4"]);
+    let (run, measured) = trace_truth(&["--max-sites", "4"]);
     assert!(
         lost(&run, "sites_full") > 0,
         "nothing was lost: {}",
@@ -94,6 +89,5 @@ fn sites_that_find_no_room_are_counted_and_the_ledger_is_whole() {
     let booked = truth::booked(&run.lines).unwrap();
     let rows = truth::compare(&measured, &booked, Demands::default());
     let table = truth::table(&rows);
-    let holds = |row: &truth::Row| row.holds_beside(interrupted);
-    assert!(rows.iter().all(holds), "{table}");
+    assert!(rows.iter().all(truth::Row::holds), "{table}");
 }

@@ -246,6 +246,8 @@ struct Held {
     ns: u64,
     /// Of that, CPU time.
     cpu_ns: u64,
+    /// And what was taken from it on the CPU, at most.
+    taken_ns: u64,
     /// Time in the run queue from its first hold to behind its last, by the scheduler's own count.
     runq_ns: u64,
 }
@@ -290,11 +292,13 @@ fn duel(
             lock.hold(|| {
                 turn.0.wait();
                 until_blocked(turn.1.load(Ordering::Relaxed), place)?;
-                let (began, cpu) = (now(), clock_ns(libc::CLOCK_THREAD_CPUTIME_ID));
+                let began = clock.read()?;
                 work(&mut file)?;
                 held.count += 1;
-                held.cpu_ns += clock_ns(libc::CLOCK_THREAD_CPUTIME_ID) - cpu;
-                held.ns += now() - began;
+                let ended = clock.read()?;
+                held.cpu_ns += ended.cpu_ns - began.cpu_ns;
+                held.taken_ns += ended.taken_ns(&began);
+                held.ns += ended.wall_ns - began.wall_ns;
                 Ok(())
             })?;
             turn.0.wait();
@@ -307,8 +311,8 @@ fn duel(
     std::fs::remove_file(path)?;
     Ok(format!(
         "{{\"lock\":\"{name}\",\"class\":\"{class}\",\"function\":\"{function}\",\"address\":{},\
-         \"length\":{},\"owner\":{},\"holds\":{},\"held_ns\":{},\"cpu_ns\":{},\"runq_ns\":{},\"waited_ns\":{waited_ns}}}",
-        place.0, place.1, held.tid, held.count, held.ns, held.cpu_ns, held.runq_ns
+         \"length\":{},\"owner\":{},\"holds\":{},\"held_ns\":{},\"cpu_ns\":{},\"taken_ns\":{},\"runq_ns\":{},\"waited_ns\":{waited_ns}}}",
+        place.0, place.1, held.tid, held.count, held.ns, held.cpu_ns, held.taken_ns, held.runq_ns
     ))
 }
 

@@ -13,6 +13,7 @@ pub struct Meter {
     start: Reading,
     begin: Begin,
     classes: BTreeMap<&'static str, u64>,
+    taken: BTreeMap<&'static str, u64>,
 }
 
 /// What was before an account.
@@ -36,8 +37,12 @@ pub struct Account {
     pub start_ns: u64,
     pub lifetime_ns: u64,
     pub cpu_ns: u64,
+    /// Taken from the thread on the CPU at most ([`Reading::taken_ns`]), which is not in `cpu_ns`.
+    pub taken_ns: u64,
     pub runq_ns: u64,
     pub classes: BTreeMap<&'static str, u64>,
+    /// How much of a class may have been taken from the thread on the CPU.
+    pub taken: BTreeMap<&'static str, u64>,
 }
 
 impl Meter {
@@ -50,6 +55,7 @@ impl Meter {
             start,
             begin: Begin::Birth,
             classes: BTreeMap::new(),
+            taken: BTreeMap::new(),
         })
     }
 
@@ -58,6 +64,7 @@ impl Meter {
         self.start = self.clock.read()?;
         self.begin = Begin::Unknown;
         self.classes.clear();
+        self.taken.clear();
         Ok(())
     }
 
@@ -74,6 +81,7 @@ impl Meter {
         };
         self.begin = Begin::Watch;
         self.classes.clear();
+        self.taken.clear();
         Ok(())
     }
 
@@ -89,6 +97,7 @@ impl Meter {
         let busy = (after.cpu_ns - before.cpu_ns) + (after.runq_ns - before.runq_ns);
         let blocked = (after.wall_ns - before.wall_ns).saturating_sub(busy);
         *self.classes.entry(class).or_default() += blocked;
+        *self.taken.entry(class).or_default() += after.taken_ns(&before);
         Ok(result)
     }
 
@@ -126,8 +135,10 @@ impl Meter {
             start_ns: born_ns,
             lifetime_ns: end.wall_ns - born_ns,
             cpu_ns: end.cpu_ns - base.cpu_ns,
+            taken_ns: end.taken_ns(&base),
             runq_ns: end.runq_ns - base.runq_ns,
             classes: self.classes,
+            taken: self.taken,
         })
     }
 }
@@ -141,16 +152,17 @@ fn stay_on_the_cpu() {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const first) };
 }
 
+fn object(figures: &BTreeMap<&'static str, u64>) -> String {
+    let figures = figures.iter().map(|(name, ns)| format!("\"{name}\":{ns}"));
+    format!("{{{}}}", figures.collect::<Vec<_>>().join(","))
+}
+
 /// All accounts as one JSON object. Names are plain words, so nothing is escaped.
 pub fn to_json(accounts: &[Account]) -> String {
     let mut json = String::from("{\"threads\":[");
     for (i, a) in accounts.iter().enumerate() {
         let comma = if i == 0 { "" } else { "," };
-        let classes: Vec<String> = a
-            .classes
-            .iter()
-            .map(|(class, ns)| format!("\"{class}\":{ns}"))
-            .collect();
+        let (classes, taken) = (object(&a.classes), object(&a.taken));
         let schedstat = match a.begin {
             Begin::Unknown => "null".to_owned(),
             _ => format!("{{\"run_ns\":{},\"wait_ns\":{}}}", a.cpu_ns, a.runq_ns),
@@ -159,14 +171,14 @@ pub fn to_json(accounts: &[Account]) -> String {
         _ = write!(
             json,
             "{comma}{{\"pid\":{},\"tid\":{},\"name\":\"{}\",\"whole\":{},\"start_ns\":{},\"lifetime_ns\":{},\
-             \"schedstat\":{schedstat},\"classes\":{{{}}}}}",
+             \"schedstat\":{schedstat},\"taken_ns\":{},\"classes\":{classes},\"taken\":{taken}}}",
             a.pid,
             a.tid,
             a.name,
             a.begin == Begin::Birth,
             a.start_ns,
             a.lifetime_ns,
-            classes.join(",")
+            a.taken_ns,
         );
     }
     json.push_str("]}");

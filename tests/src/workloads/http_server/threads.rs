@@ -19,7 +19,15 @@ use super::{CONNECTIONS, Request, answer, listen, read};
 
 const WAITS: [&str; 3] = ["lock", "postgresql", "redis"];
 /// What is measured of a request, in nanoseconds.
-const FIGURES: [&str; 6] = ["wall", "cpu", "runq", "lock", "postgresql", "redis"];
+const FIGURES: [&str; 7] = [
+    "wall",
+    "cpu",
+    "on_cpu",
+    "runq",
+    "lock",
+    "postgresql",
+    "redis",
+];
 
 pub fn run(options: &Options, gate: &Gate) -> io::Result<String> {
     let (listener, peers) = listen(options)?;
@@ -88,13 +96,14 @@ impl Handler {
     }
 
     /// In the order of [`FIGURES`].
-    fn reading(&self) -> io::Result<[u64; 6]> {
+    fn reading(&self) -> io::Result<[u64; 7]> {
         let now = self.clock.read()?;
         let waited = |class| self.meter.so_far(class).as_nanos() as u64;
         let [lock, postgresql, redis] = WAITS.map(waited);
         Ok([
             now.wall_ns,
             now.cpu_ns,
+            now.on_cpu_ns,
             now.runq_ns,
             lock,
             postgresql,
