@@ -1,7 +1,8 @@
 //! What stacks cost in user space: `cargo bench --bench stacks`.
 //!
 //! The table of a library of 150 MB (the compiler's own, `librustc_driver`), without the writes into the
-//! kernel's maps; and names of 10,000 different stacks by a symbolizer that has read nothing yet: of servers
+//! kernel's maps; and names of 10,000 different stacks by a symbolizer that has read nothing yet, as many at once as the agent
+//! names where they come faster than that: of servers
 //! as they are installed, which have no symbols but those of `.dynsym`, and of this program, which has 40 MB
 //! of debug information.
 
@@ -19,7 +20,7 @@ use std::{
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use object::ReadCache;
 use perf_agent::{
-    symbolize::Stacks,
+    symbolize::{Stacks, Unnamed, namer::AT_ONCE},
     unwind::{
         compile, mappings,
         object::{Image, Load},
@@ -133,7 +134,7 @@ fn table(c: &mut Criterion) {
 }
 
 /// Addresses of stacks all over a range of code, as a tree of calls has them.
-fn stacks(code: &Addresses<u64>) -> Vec<Vec<u64>> {
+fn stacks(code: &Addresses<u64>) -> Vec<Unnamed> {
     let place = |depth: u64, call: u64| {
         let mixed = (depth << 32 ^ call).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16;
         code.start + mixed % (code.end - code.start)
@@ -146,7 +147,14 @@ fn stacks(code: &Addresses<u64>) -> Vec<Vec<u64>> {
         });
         calls.collect()
     };
-    (0..STACKS).map(frames).collect()
+    let stack = |id| Unnamed {
+        id,
+        pid: std::process::id(),
+        addresses: frames(id),
+        words: Vec::new(),
+        whole: true,
+    };
+    (0..STACKS).map(stack).collect()
 }
 
 /// Code of this program.
@@ -189,11 +197,8 @@ fn names(c: &mut Criterion) {
             b.iter_batched(
                 || Stacks::new(inlines, &[]),
                 |mut names| {
-                    let id = std::process::id();
-                    let stacks = stacks.iter().zip(1..);
-                    stacks
-                        .map(|(s, n)| names.name(n, id, s).frames.len())
-                        .sum::<usize>()
+                    let named = stacks.chunks(AT_ONCE).flat_map(|s| names.name_all(s));
+                    named.map(|stack| stack.frames.len()).sum::<usize>()
                 },
                 BatchSize::PerIteration,
             );

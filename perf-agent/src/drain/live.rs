@@ -44,7 +44,7 @@ use crate::{
         unwind::UnwindMaps,
     },
     signals::records::{self, Record},
-    symbolize::namer::{Namer, Unnamed},
+    symbolize::{Unnamed, namer::Namer},
     unwind::{Request, Unwinder},
 };
 

@@ -6,7 +6,7 @@ use std::{collections::VecDeque, future, iter};
 use anyhow::Result;
 
 use super::{Fact, Frame};
-use crate::symbolize::namer::{Namer, Unnamed};
+use crate::symbolize::{Unnamed, namer::Namer};
 
 /// Frames, and the thread that some of them wait for.
 pub struct Outbox {

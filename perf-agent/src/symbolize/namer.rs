@@ -18,22 +18,14 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::{Interpreted, Stacks};
+use super::{Stacks, Unnamed};
 use crate::drain::{StackFact, live::resident_bytes};
+
+/// Stacks named at once, at most: 25 ms of work where all are new, and room for their frames many times over.
+pub const AT_ONCE: usize = 256;
 
 /// How often it is looked whether what was read of programs is to be let go of.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// A stack without names.
-pub struct Unnamed {
-    pub id: u64,
-    /// 0 for a stack of the kernel.
-    pub pid: u32,
-    pub addresses: Vec<u64>,
-    /// See [`Interpreted`].
-    pub words: Vec<(u64, u64)>,
-    pub whole: bool,
-}
 
 enum Request {
     Name(Unnamed),
@@ -135,30 +127,44 @@ fn serve(
             true => requests.recv_timeout(LOOK),
             false => requests.recv().map_err(RecvTimeoutError::from),
         };
-        match request {
-            Ok(Request::Name(stack)) => {
-                let interpreted = Interpreted {
-                    words: &stack.words,
-                    whole: stack.whole,
-                };
-                let fact = stacks.name_with(stack.id, stack.pid, &stack.addresses, &interpreted);
-                for (count, now) in counts.iter().zip(stacks.python_counts()) {
-                    count.store(now, Relaxed);
-                }
-                if named.send(fact).is_err() {
-                    return;
-                }
-            }
-            Ok(Request::Remap(pid)) => stacks.remap(pid),
-            Ok(Request::Forget(pid)) => stacks.forget(pid),
-            Err(RecvTimeoutError::Timeout) => {}
+        let (unnamed, other) = match request {
+            Ok(Request::Name(first)) => waiting(first, requests),
+            Ok(other) => (Vec::new(), Some(other)),
+            Err(RecvTimeoutError::Timeout) => (Vec::new(), None),
             Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if !unnamed.is_empty() {
+            let facts = stacks.name_all(&unnamed);
+            for (count, now) in counts.iter().zip(stacks.python_counts()) {
+                count.store(now, Relaxed);
+            }
+            if facts.into_iter().any(|fact| named.send(fact).is_err()) {
+                return;
+            }
+        }
+        match other {
+            Some(Request::Remap(pid)) => stacks.remap(pid),
+            Some(Request::Forget(pid)) => stacks.forget(pid),
+            Some(Request::Name(_)) | None => {}
         }
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
             stacks.let_go(looked, resident_bytes);
         }
     }
+}
+
+/// The stacks that wait for their names, up to the next request of another kind, and that one.
+fn waiting(first: Unnamed, requests: &mpsc::Receiver<Request>) -> (Vec<Unnamed>, Option<Request>) {
+    let mut unnamed = vec![first];
+    while unnamed.len() < AT_ONCE {
+        match requests.try_recv() {
+            Ok(Request::Name(stack)) => unnamed.push(stack),
+            Ok(other) => return (unnamed, Some(other)),
+            Err(_) => break,
+        }
+    }
+    (unnamed, None)
 }
 
 #[cfg(test)]
