@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! bench_load read         reads one byte of /dev/zero; a step is one call
-//! bench_load compute      computes 30 calls deep; a step is some 10 µs of it
+//! bench_load compute      computes 30 calls deep; a step is 10 µs in which nothing comes between
 //! bench_load ping-pong    passes a byte between two threads on one CPU; a step is a round trip
 //! ```
 //!
@@ -24,16 +24,25 @@ use anyhow::{Context as _, Result, bail};
 /// Steps between two looks at the clock.
 const BATCH: u32 = 256;
 
+/// What comes between two readings of the clock from here on is an interrupt: they are 30 to 60 ns apart.
+const INTERRUPT: Duration = Duration::from_nanos(500);
+/// And from here on another program, or a hypervisor.
+const ANOTHER: Duration = Duration::from_millis(1);
+const COMPUTE_STEP: Duration = Duration::from_micros(10);
+
 /// One step of a load.
 type Step = Box<dyn FnMut() -> io::Result<()>>;
+
+/// Runs a load for a time; how many steps that were, and the CPU time they took.
+type Run = Box<dyn FnMut(Duration) -> Result<(u64, u64)>>;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     pin().context("pinning to a CPU")?;
-    let mut step = match (arguments.next().as_deref(), arguments.next()) {
-        (Some("read"), None) => read_step()?,
-        (Some("compute"), None) => Box::new(compute_step),
-        (Some("ping-pong"), None) => ping_pong_step()?,
+    let mut run = match (arguments.next().as_deref(), arguments.next()) {
+        (Some("read"), None) => in_steps(read_step()?),
+        (Some("compute"), None) => Box::new(|time| Ok(compute(black_box(30), time))),
+        (Some("ping-pong"), None) => in_steps(ping_pong_step()?),
         _ => bail!("usage: bench_load read|compute|ping-pong"),
     };
     println!("ready");
@@ -43,7 +52,7 @@ fn main() -> Result<()> {
             .trim()
             .parse()
             .with_context(|| format!("{line:?} is not a number of milliseconds"))?;
-        let (steps, cpu_ns) = run(&mut step, Duration::from_millis(milliseconds))?;
+        let (steps, cpu_ns) = run(Duration::from_millis(milliseconds))?;
         let mut out = io::stdout().lock();
         writeln!(
             out,
@@ -55,20 +64,21 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Steps until the time is over; how many, and the CPU time they took.
-fn run(step: &mut Step, time: Duration) -> Result<(u64, u64)> {
-    let started = Instant::now();
-    let cpu_started_ns = cpu_ns()?;
-    let mut steps = 0;
-    loop {
-        for _ in 0..BATCH {
-            step()?;
+fn in_steps(mut step: Step) -> Run {
+    Box::new(move |time| {
+        let started = Instant::now();
+        let cpu_started_ns = cpu_ns()?;
+        let mut steps = 0;
+        loop {
+            for _ in 0..BATCH {
+                step()?;
+            }
+            steps += u64::from(BATCH);
+            if started.elapsed() >= time {
+                return Ok((steps, cpu_ns()? - cpu_started_ns));
+            }
         }
-        steps += u64::from(BATCH);
-        if started.elapsed() >= time {
-            return Ok((steps, cpu_ns()? - cpu_started_ns));
-        }
-    }
+    })
 }
 
 fn read_step() -> Result<Step> {
@@ -76,17 +86,28 @@ fn read_step() -> Result<Step> {
     Ok(Box::new(move || read_byte(zero)))
 }
 
-fn compute_step() -> io::Result<()> {
-    black_box(compute(black_box(30)));
-    Ok(())
-}
-
+/// Looks at the clock all the time, `depth` calls deep. Only what comes between counts against a step: by how much
+/// a fixed piece of work becomes slower says less, as the speed of a virtual CPU moves by more than samples take
+/// (3 to 7 µs for the same work from one second to the next).
 #[inline(never)]
-fn compute(depth: u32) -> u64 {
-    match depth {
-        0 => (0..10_000u64).fold(1, |a, b| black_box(a ^ b)),
-        _ => black_box(compute(depth - 1)) + 1,
+fn compute(depth: u32, time: Duration) -> (u64, u64) {
+    if depth > 0 {
+        return black_box(compute(depth - 1, time));
     }
+    let (mut own, mut taken) = (Duration::ZERO, Duration::ZERO);
+    let started = Instant::now();
+    let mut last = started;
+    while last - started < time {
+        let now = Instant::now();
+        match now - last {
+            between if between < INTERRUPT => own += between,
+            between if between < ANOTHER => taken += between,
+            _ => {}
+        }
+        last = now;
+    }
+    let steps = own.as_nanos() / COMPUTE_STEP.as_nanos();
+    (steps as u64, (own + taken).as_nanos() as u64)
 }
 
 /// The other thread answers each byte with a byte, until the first thread's end of the pipe is

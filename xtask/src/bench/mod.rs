@@ -30,7 +30,7 @@ use crate::{
 
 const READ: &str = "read of 1 byte";
 const BYSTANDER: &str = "same, of a process that is not traced";
-const COMPUTE: &str = "10 µs of computing, 30 calls deep";
+const COMPUTE: &str = "10 µs on a CPU, 30 calls deep";
 const PING_PONG: &str = "pipe round trip on one CPU";
 const REDIS: &str = "redis GET, 16 connections";
 const REDIS_CPU: &str = "same, CPU time of the server per GET";
