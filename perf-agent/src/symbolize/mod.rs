@@ -3,6 +3,7 @@
 
 pub mod namer;
 mod perf_map;
+mod programs;
 mod python;
 #[cfg(test)]
 mod tests;
@@ -10,16 +11,8 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
-};
-
-use blazesym::{
-    Pid,
-    symbolize::{
-        CodeInfo, Input, Symbolized, Symbolizer,
-        source::{Process, Source},
-    },
 };
 
 use object::ReadCache;
@@ -27,6 +20,7 @@ use perf_ebpf_common::signals::unwind::EXACT;
 
 use self::{
     perf_map::PerfMaps,
+    programs::Programs,
     python::{Pythons, Stack},
 };
 use crate::{
@@ -70,7 +64,7 @@ impl Unnamed {
 
 /// Symbolizes stacks, remembering every frame.
 pub struct Stacks {
-    symbolizer: Symbolizer,
+    programs: Programs,
     /// Whether it names functions that are inlined.
     inlines: bool,
     /// Where it looks for separate debug files first.
@@ -82,14 +76,11 @@ pub struct Stacks {
     pythons: Pythons,
     /// Build IDs of files, in hexadecimal.
     build_ids: HashMap<String, Option<String>>,
-    /// What `symbolizer` holds, if it has read anything.
+    /// What `programs` holds, if it has read anything.
     held: Option<Held>,
     /// How often it was let go of before its time.
     cut_short: u32,
 }
-
-/// Where distributions put debug information, by build ID or under the program's own path.
-const DEBUG_DIRECTORIES: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
 
 /// What was read of programs.
 #[derive(Clone, Copy)]
@@ -119,7 +110,7 @@ impl Stacks {
     /// under the name the program gives), before the distribution's.
     pub fn new(inlines: bool, directories: &[PathBuf]) -> Self {
         Stacks {
-            symbolizer: symbolizer(inlines, directories),
+            programs: Programs::new(inlines, directories),
             inlines,
             directories: directories.to_vec(),
             frames: HashMap::new(),
@@ -158,8 +149,7 @@ impl Stacks {
     /// Names the frames of stacks, in their order. From kernel stacks the scheduler's own frames (and the
     /// tracer's above them) are taken off.
     ///
-    /// What is not known yet of a process is asked for at once: each time its mappings are read anew, which takes
-    /// 50 µs and more, half of what naming 10,000 stacks one by one took.
+    /// What is not known yet of a process is asked for at once.
     pub fn name_all(&mut self, stacks: &[Unnamed]) -> Vec<StackFact> {
         let looked_up: Vec<Vec<u64>> = stacks.iter().map(Unnamed::looked_up).collect();
         // Before it is found out which frames are missing: what goes is missing too.
@@ -243,12 +233,14 @@ impl Stacks {
     /// The process maps code that was not known of.
     pub fn remap(&mut self, pid: u32) {
         self.maps.remove(&pid);
+        self.programs.forget(pid);
     }
 
     /// The process runs another program now.
     pub fn forget(&mut self, pid: u32) {
         self.frames.retain(|(p, _), _| *p != pid);
         self.maps.remove(&pid);
+        self.programs.forget(pid);
         self.perf_maps.forget(pid);
         self.pythons.forget(pid);
     }
@@ -265,7 +257,7 @@ impl Stacks {
         if resident_bytes() < if early { CUT_SHORT_BYTES } else { LET_GO_BYTES } {
             return;
         }
-        self.symbolizer = symbolizer(self.inlines, &self.directories);
+        self.programs = Programs::new(self.inlines, &self.directories);
         self.held = None;
         self.cut_short += u32::from(early);
         crate::kernel::give_memory_back();
@@ -298,7 +290,7 @@ impl Stacks {
     fn read(&mut self, pid: u32, addresses: &[u64]) -> Vec<Vec<FrameFact>> {
         let began = Instant::now();
         let debug = self.reads_debug();
-        let mut found = self.ask(&process(pid, debug), addresses);
+        let mut found = self.programs.frames(pid, debug, addresses);
         if debug {
             self.ask_symbols(pid, addresses, &mut found);
         }
@@ -328,7 +320,7 @@ impl Stacks {
     /// Asks the symbol table where debug information says nothing (it covers a part of most
     /// programs: their own code and not their libraries') or names a Rust function without its
     /// path, as it does where it is made for line numbers alone.
-    fn ask_symbols(&self, pid: u32, addresses: &[u64], found: &mut [Vec<FrameFact>]) {
+    fn ask_symbols(&mut self, pid: u32, addresses: &[u64], found: &mut [Vec<FrameFact>]) {
         let at: Vec<usize> = (0..found.len())
             .filter(|i| found[*i].last().is_none_or(lacks_path))
             .collect();
@@ -336,31 +328,12 @@ impl Stacks {
             return;
         }
         let addresses: Vec<u64> = at.iter().map(|i| addresses[*i]).collect();
-        let symbols = self.ask(&process(pid, false), &addresses);
+        let symbols = self.programs.frames(pid, false, &addresses);
         for (i, mut symbol) in at.into_iter().zip(symbols) {
             match (found[i].last_mut(), symbol.pop()) {
                 (Some(frame), Some(symbol)) => frame.name = symbol.name,
                 (None, Some(symbol)) => found[i].push(symbol),
                 (_, None) => {}
-            }
-        }
-    }
-
-    /// The frames at each address, none where there is no symbol.
-    fn ask(&self, source: &Source<'_>, addresses: &[u64]) -> Vec<Vec<FrameFact>> {
-        match self.symbolizer.symbolize(source, Input::AbsAddr(addresses)) {
-            Ok(results) => results.iter().map(named).collect(),
-            // One address in a file that cannot be read fails them all.
-            Err(e) if addresses.len() > 1 => {
-                tracing::debug!("symbolizing {source:?}: {e}; one by one");
-                let halves = addresses.split_at(addresses.len() / 2);
-                let mut found = self.ask(source, halves.0);
-                found.extend(self.ask(source, halves.1));
-                found
-            }
-            Err(e) => {
-                tracing::debug!("symbolizing {source:?}: {e}");
-                vec![Vec::new()]
             }
         }
     }
@@ -421,14 +394,6 @@ impl Stacks {
     }
 }
 
-fn symbolizer(inlines: bool, directories: &[PathBuf]) -> Symbolizer {
-    let given = directories.iter().map(PathBuf::as_path);
-    Symbolizer::builder()
-        .enable_inlined_fns(inlines)
-        .set_debug_dirs(Some(given.chain(DEBUG_DIRECTORIES.map(Path::new))))
-        .build()
-}
-
 fn unnamed_address(address: u64) -> FrameFact {
     FrameFact {
         name: format!("{address:#x}"),
@@ -436,47 +401,11 @@ fn unnamed_address(address: u64) -> FrameFact {
     }
 }
 
-fn process(pid: u32, debug_syms: bool) -> Source<'static> {
-    let mut process = Process::new(Pid::from(pid));
-    process.debug_syms = debug_syms;
-    // See `perf_map`.
-    process.perf_map = false;
-    Source::Process(process)
-}
-
 /// Whether a function's name is bare where it stands in a Rust source file.
 fn lacks_path(frame: &FrameFact) -> bool {
     let source = frame.source.as_deref().unwrap_or_default();
     let file = source.split(':').next().unwrap_or_default();
     file.ends_with(".rs") && !frame.name.contains("::")
-}
-
-/// A function and those inlined in it at the address, innermost first.
-fn named(result: &Symbolized<'_>) -> Vec<FrameFact> {
-    let Some(symbol) = result.as_sym() else {
-        return Vec::new();
-    };
-    let module = symbol
-        .module
-        .as_ref()
-        .map(|m| m.to_string_lossy().into_owned());
-    let frame = |name: &str, code: Option<&CodeInfo<'_>>, inlined| FrameFact {
-        name: name.to_owned(),
-        module: module.clone(),
-        source: code.map(|c| match c.line {
-            Some(line) => format!("{}:{line}", c.to_path().display()),
-            None => c.to_path().display().to_string(),
-        }),
-        symbolized: true,
-        inlined,
-        build_id: None,
-    };
-    // Told in the order of the calls: the outermost first.
-    let inlined = symbol.inlined.iter().rev();
-    inlined
-        .map(|i| frame(&i.name, i.code_info.as_ref(), true))
-        .chain([frame(&symbol.name, symbol.code_info.as_deref(), false)])
-        .collect()
 }
 
 /// Takes off what every blocked thread's kernel stack begins with: the tracer's own program, the

@@ -15,7 +15,7 @@ fn a_function_of_this_program_is_named_with_its_source() {
         frame
             .source
             .as_deref()
-            .is_some_and(|s| s.contains("mod.rs:")),
+            .is_some_and(|s| s.contains("tests.rs:")),
         "{frame:?}"
     );
 }
@@ -266,4 +266,58 @@ fn the_schedulers_frames_are_taken_off() {
     .to_vec();
     strip_scheduler(&mut frames);
     assert_eq!(frames, ["futex_wait", "do_syscall_64"].map(frame));
+}
+
+/// A file of code that was mapped by hand, and is unmapped in the end.
+struct Mapped(*mut libc::c_void, usize);
+
+impl Mapped {
+    /// This program's code, once more.
+    fn new() -> (Mapped, u64) {
+        let own = fs::read_to_string("/proc/self/maps").unwrap();
+        let own = mappings::parse(&own);
+        let code = own
+            .iter()
+            .find(|m| (m.start..m.end).contains(&known_function()))
+            .unwrap();
+        let file = fs::File::open(&code.name).unwrap();
+        let length = (code.end - code.start) as usize;
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE);
+        // SAFETY: a new mapping of a file, where the kernel likes, that nobody writes to.
+        let start = unsafe {
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+            let null = std::ptr::null_mut();
+            libc::mmap(null, length, protection, flags, fd, code.offset as i64)
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        let known = start as u64 + (known_function() - code.start);
+        (Mapped(start, length), known)
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and nobody keeps an address of it.
+        unsafe { libc::munmap(self.0, self.1) };
+    }
+}
+
+#[test]
+fn code_that_is_mapped_after_the_mappings_were_read_has_its_name() {
+    let mut stacks = Stacks::new(false, &[]);
+    let pid = std::process::id();
+    stacks.name(1, pid, &[known_function()]);
+    let (mapped, address) = Mapped::new();
+    let frames = stacks.name(2, pid, &[address]).frames;
+    assert!(frames[0].name.contains("known_function"), "{frames:?}");
+    drop(mapped);
+    // Nothing of it is left, and the rest is found as before.
+    let frames = stacks
+        .name(3, pid, &[known_function() + 1, address + 3])
+        .frames;
+    assert!(frames[0].name.contains("known_function"), "{frames:?}");
+    assert!(
+        !frames.iter().skip(1).any(|frame| frame.symbolized),
+        "{frames:?}"
+    );
 }
