@@ -91,16 +91,15 @@ impl Programs {
 
     /// Remembers the mappings of a process, where it is there and has not too many.
     fn remember(&mut self, pid: u32) {
-        let Some(count) = mappings(pid) else { return };
+        let Some(count) = mappings(pid).filter(|count| *count <= MAX_MAPPINGS) else {
+            return;
+        };
         let mut all = count + self.mapped.iter().map(|(_, count)| count).sum::<usize>();
         while all > MAX_MAPPINGS
             && let Some((oldest, count)) = self.mapped.pop_front()
         {
             self.evict(oldest);
             all -= count;
-        }
-        if all > MAX_MAPPINGS {
-            return;
         }
         let mut process = cache::Process::new(Pid::from(pid));
         process.cache_perf_map = false;

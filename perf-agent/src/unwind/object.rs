@@ -96,20 +96,23 @@ impl<'a, R: ReadRef<'a>> Image<'a, R> {
     /// Functions of Go's runtime that are the first of their stack, by rising address; none where it is no
     /// Go program, or a stripped one.
     ///
-    /// `mcall` and `systemstack` go from a goroutine's stack to the thread's own. The frame pointer they leave
-    /// there leads back, but after `mcall` the goroutine may go on in another thread.
+    /// `mcall`, `systemstack` and `morestack` (which also lets go of the CPU where the scheduler asks for it) go from
+    /// a goroutine's stack to the thread's own. The frame pointer they leave there leads back, but the goroutine may
+    /// go on in another thread meanwhile.
     pub fn go_stack_bases(&self) -> Vec<Symbol> {
-        const BASES: [&str; 5] = [
+        const BASES: [&str; 6] = [
             "runtime.mcall",
             "runtime.systemstack",
+            "runtime.morestack",
             "runtime.mstart",
             "runtime.rt0_go",
             "runtime.goexit",
         ];
         // Assembler functions are known to the symbol table under this name of their binary interface.
-        const OF_ASSEMBLER: [&str; 5] = [
+        const OF_ASSEMBLER: [&str; 6] = [
             "runtime.mcall.abi0",
             "runtime.systemstack.abi0",
+            "runtime.morestack.abi0",
             "runtime.mstart.abi0",
             "runtime.rt0_go.abi0",
             "runtime.goexit.abi0",

@@ -2,7 +2,9 @@
 //! of them there.
 //!
 //! Each block is an operation of its own (`io_submit(2)`), as what is handed over in one call is merged before
-//! it comes to the queue. Of three blocks the one between the others goes last: it joins two that wait.
+//! it comes to the queue. Of three blocks the one between the others goes last: it joins two that wait. In every
+//! second row the threes go backwards and the last block of each goes first, so that what joins absorbs what waits
+//! for longer.
 
 use std::alloc::Layout;
 use std::fs::OpenOptions;
@@ -19,8 +21,8 @@ const BLOCK_BYTES: usize = 4096;
 /// device 128).
 const ROW_BLOCKS: usize = 510;
 const ROWS: usize = 64;
-/// In which each three of them are written.
-const ORDER: [usize; 3] = [0, 2, 1];
+/// In which each three of them are written, in every second row.
+const ORDERS: [[usize; 3]; 2] = [[0, 2, 1], [2, 0, 1]];
 
 /// Bytes of all of it, and so what the device must have for it.
 pub const WRITTEN_BYTES: u64 = (ROWS * ROW_BLOCKS * BLOCK_BYTES) as u64;
@@ -55,9 +57,16 @@ fn write_rows(device: &Path, offset: u64) -> io::Result<u64> {
     let mut slowest = 0;
     for row in 0..ROWS {
         let begun = Instant::now();
-        for three in (row * ROW_BLOCKS..(row + 1) * ROW_BLOCKS).step_by(ORDER.len()) {
-            for place in ORDER {
-                let at = offset + ((three + place) * BLOCK_BYTES) as u64;
+        let order = ORDERS[row % ORDERS.len()];
+        let threes = ROW_BLOCKS / order.len();
+        for n in 0..threes {
+            let three = match row % ORDERS.len() {
+                0 => n,
+                _ => threes - 1 - n,
+            };
+            for place in order {
+                let place = row * ROW_BLOCKS + three * order.len() + place;
+                let at = offset + (place * BLOCK_BYTES) as u64;
                 submit(context, file.as_raw_fd(), block, at)?;
             }
         }
