@@ -125,7 +125,7 @@ impl Run {
     }
 
     /// Demands that CPU and run queue time agree with the scheduler's own figures for the same
-    /// threads, within 1 % and 2 ms a thread, and what was `stolen` from the machine.
+    /// threads, within 1 % and 2 ms a thread, and what was `stolen` from them or from the machine.
     ///
     /// # Panics
     /// With both figures.
