@@ -1,10 +1,9 @@
 //! What stacks cost in user space: `cargo bench --bench stacks`.
 //!
 //! The table of a library of 150 MB (the compiler's own, `librustc_driver`), without the writes into the
-//! kernel's maps; and names of 10,000 different stacks by a symbolizer that has read nothing yet, as many at once as the agent
-//! names where they come faster than that: of servers
-//! as they are installed, which have no symbols but those of `.dynsym`, and of this program, which has 40 MB
-//! of debug information.
+//! kernel's maps; and names of 10,000 different stacks by a symbolizer that has read nothing yet, as many at
+//! once as the agent names where they come faster than that: of servers as they are installed, which have no
+//! symbols but those of `.dynsym`, and of this program, which has 40 MB of debug information.
 
 use std::{
     cell::RefCell,
@@ -147,13 +146,7 @@ fn stacks(code: &Addresses<u64>) -> Vec<Unnamed> {
         });
         calls.collect()
     };
-    let stack = |id| Unnamed {
-        id,
-        pid: std::process::id(),
-        addresses: frames(id),
-        words: Vec::new(),
-        whole: true,
-    };
+    let stack = |id| Unnamed::native(id, std::process::id(), frames(id));
     (0..STACKS).map(stack).collect()
 }
 

@@ -48,6 +48,17 @@ pub struct Unnamed {
 }
 
 impl Unnamed {
+    /// A stack without an interpreter's frames.
+    pub fn native(id: u64, pid: u32, addresses: Vec<u64>) -> Self {
+        Unnamed {
+            id,
+            pid,
+            addresses,
+            words: Vec::new(),
+            whole: true,
+        }
+    }
+
     /// Addresses inside the instructions of its frames.
     fn looked_up(&self) -> Vec<u64> {
         // A frame-pointer walk may end in a word of zero.
@@ -125,13 +136,7 @@ impl Stacks {
 
     /// As [`Stacks::name_all`], of one native stack.
     pub fn name(&mut self, id: u64, pid: u32, addresses: &[u64]) -> StackFact {
-        let stack = Unnamed {
-            id,
-            pid,
-            addresses: addresses.to_vec(),
-            words: Vec::new(),
-            whole: true,
-        };
+        let stack = Unnamed::native(id, pid, addresses.to_vec());
         self.name_all(&[stack]).remove(0)
     }
 

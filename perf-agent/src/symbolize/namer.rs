@@ -178,13 +178,7 @@ mod tests {
         let address = stacks_come_back_named_in_the_order_they_were_asked_for as *const () as u64;
         for id in 0..100 {
             let addresses = vec![address + 1];
-            namer.name(Unnamed {
-                id,
-                pid,
-                addresses,
-                words: Vec::new(),
-                whole: true,
-            });
+            namer.name(Unnamed::native(id, pid, addresses));
             namer.forget(pid);
         }
         for id in 0..100 {

@@ -38,13 +38,8 @@ fn a_stack_is_whole_when_what_was_remembered_is_let_go_of_for_it() {
 fn stacks_named_at_once_are_as_those_named_one_by_one() {
     let (pid, address) = (std::process::id(), known_function());
     let other = strip_scheduler as fn(&mut Vec<FrameFact>) as usize as u64;
-    let stack = |(id, pid, addresses): (u64, u32, &[u64])| Unnamed {
-        id,
-        pid,
-        addresses: addresses.to_vec(),
-        words: Vec::new(),
-        whole: true,
-    };
+    let stack =
+        |(id, pid, addresses): (u64, u32, &[u64])| Unnamed::native(id, pid, addresses.to_vec());
     let unnamed: Vec<Unnamed> = [
         (7, pid, &[address, other + 3, 0, address][..]),
         (8, 0, &[1 << 63, u64::MAX]),

@@ -89,7 +89,9 @@ impl Routes {
             }
             Err(reason) => route.unattributed[*reason as usize] += 1,
         }
-        route.note(tid, exchange, ledger, calls);
+        if route.is_slow(exchange) {
+            route.note(tid, exchange, ledger, calls);
+        }
     }
 
     /// Adds requests of a process that have no ledger of their own.
@@ -175,7 +177,7 @@ impl Route {
         least.is_none_or(|least| least.latency_ns < exchange.latency_ns())
     }
 
-    /// Keeps a request if it is among the slowest.
+    /// Keeps a request that is among the slowest.
     fn note(
         &mut self,
         tid: u32,
@@ -189,9 +191,6 @@ impl Route {
             .iter()
             .position(|slow| slow.latency_ns < latency_ns)
             .unwrap_or(self.slowest.len());
-        if place >= SLOWEST {
-            return;
-        }
         self.slowest.truncate(SLOWEST - 1);
         let slow = Slow {
             tid,
