@@ -3,7 +3,7 @@ use perf_ebpf_common::{
     signals::{
         RecordHeader,
         ledger::{ThreadState, thread_state},
-        lifecycle::ThreadExited,
+        lifecycle::{ThreadExited, ThreadStarted},
         record,
     },
 };
@@ -59,4 +59,30 @@ fn a_thread_that_ends_between_the_windows_end_and_the_last_look_at_the_ring_is_i
             })
             .is_empty()
     );
+}
+
+#[test]
+fn a_process_that_begins_behind_the_windows_end_is_counted_as_begun_in_the_next_one() {
+    let mut threads = Threads::default();
+    threads.process(7, "parent");
+    threads.exited(&exited(0, 400 * MS, 3_000 * MS));
+    let mut started = ThreadStarted::from_bytes(&[0; size_of::<ThreadStarted>()]).unwrap();
+    started.header.at_ns = 1_001 * MS;
+    (started.tid, started.tgid) = (9, 9);
+    (started.parent_tid, started.parent_tgid) = (7, 7);
+    threads.started(&started);
+    let window = |start_ns, end_ns| Window { start_ns, end_ns };
+    let first = threads.window(window(0, 1_000 * MS));
+    assert!(first[0].ledger.short_lived.is_none());
+    let mut ended = exited(1_001 * MS, MS, 1_003 * MS);
+    (ended.thread.tid, ended.thread.tgid) = (9, 9);
+    threads.exited(&ended);
+    let second = threads.window(window(1_000 * MS, 2_000 * MS));
+    // Under its parent, which it was forked by, and not on a line of its own.
+    let [parent] = &second[..] else {
+        panic!("{} lines", second.len());
+    };
+    let short = parent.ledger.short_lived.as_ref().unwrap();
+    assert_eq!((short.processes, short.threads), (1, 1));
+    assert_eq!(short.lifetime_ns, 2 * MS);
 }

@@ -34,9 +34,15 @@ struct Thread {
     samples: (u64, u64),
     switches: u64,
     /// Created under the trace: its figures in `/proc` began with zero.
-    born: bool,
+    born: Option<Born>,
     proc_now: Option<ThreadFact>,
     proc_before: Option<ThreadFact>,
+}
+
+#[derive(Clone, Copy)]
+struct Born {
+    at_ns: u64,
+    tgid: u32,
 }
 
 #[derive(Default)]
@@ -48,7 +54,6 @@ struct Proc {
     settled: bool,
     /// Its name was counted among the short-lived ones.
     counted: bool,
-    threads_started: u64,
 }
 
 /// One process's part of a window.
@@ -111,13 +116,15 @@ impl Threads {
             line,
             ..Proc::default()
         });
-        p.threads_started += 1;
         let comm = p.comm.clone();
         self.threads.insert(
             r.tid,
             Thread {
                 comm,
-                born: true,
+                born: Some(Born {
+                    at_ns: r.header.at_ns,
+                    tgid: r.tgid,
+                }),
                 ..Thread::default()
             },
         );
@@ -176,7 +183,7 @@ impl Threads {
     pub fn proc(&mut self, fact: &ThreadFact) {
         let t = self.threads.entry(fact.tid).or_default();
         t.comm.clone_from(&fact.comm);
-        if t.born || t.proc_before.is_some() {
+        if t.born.is_some() || t.proc_before.is_some() {
             t.proc_now = Some(fact.clone());
         } else {
             t.proc_before = Some(fact.clone());
@@ -252,10 +259,12 @@ impl Threads {
         }
         self.threads.retain(|_, t| {
             t.proc_before = t.proc_now.take().or(t.proc_before.take());
-            // One that is in no map any more ended, and its record was lost (and counted).
-            let state = t.state.take();
-            alive.extend(state.map(|s| s.tgid));
-            state.is_some()
+            // One that is in no map any more ended, and its record was lost (and counted). One that began
+            // behind the window's end may be in none yet.
+            let begun = t.born.filter(|born| born.at_ns > end_ns);
+            let tgid = t.state.take().map(|s| s.tgid).or(begun.map(|b| b.tgid));
+            alive.extend(tgid);
+            tgid.is_some()
         });
         self.processes.retain(|pid, _| alive.contains(pid));
     }
@@ -328,7 +337,7 @@ impl Thread {
             ),
             switches: state.switches.saturating_sub(self.switches),
             exited: exited.is_some(),
-            born_in_window: self.born && state.start_ns >= window.start_ns,
+            born_in_window: self.born.is_some() && state.start_ns >= window.start_ns,
         };
         // A thread older than the window began it where the window before ended; one whose whole
         // life lies after the window's end has nothing here yet.
@@ -367,7 +376,7 @@ impl Thread {
     ) -> Option<(&ThreadFact, (u64, u64))> {
         let before = match &self.proc_before {
             Some(before) => pick(before),
-            None if self.born => (0, 0),
+            None if self.born.is_some() => (0, 0),
             None => return None,
         };
         Some((self.proc_now.as_ref()?, before))

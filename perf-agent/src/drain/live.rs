@@ -460,6 +460,8 @@ impl Live {
         let connections = self.end_connections(end_ns)?;
         self.name_waits(&mut threads, &connections);
         self.read_proc(&threads);
+        // One that ended before `/proc` was read of it has its name in its record.
+        self.poll_events();
         self.settle(end_ns);
         self.read_memory()?;
         // A library may be loaded at any time.
