@@ -396,15 +396,32 @@ impl Postgres {
     /// # Panics
     /// Where it cannot be read.
     pub fn latencies_us(&self, prefix: &str) -> Vec<u64> {
+        let log = self.log_us(prefix).into_iter();
+        log.map(|(_, took_us)| took_us).collect()
+    }
+
+    /// pgbench's own log of a run: when each transaction ended, by the clock on the wall, and how long it took,
+    /// in microseconds.
+    ///
+    /// # Panics
+    /// Where it cannot be read.
+    pub fn log_us(&self, prefix: &str) -> Vec<(u64, u64)> {
         let files = std::fs::read_dir(&self.sockets).unwrap_or_else(|e| panic!("{e}"));
         let logs = files.flatten().filter(|f| {
             let name = f.file_name();
-            name.to_string_lossy().starts_with(prefix)
+            let name = name.to_string_lossy();
+            name.starts_with(prefix) && !name.ends_with(".sql")
         });
+        // client, transaction, latency, script, seconds and microseconds at its end.
+        let transaction = |line: &str| -> Option<(u64, u64)> {
+            let words: Vec<&str> = line.split(' ').collect();
+            let number = |at: usize| words.get(at)?.parse::<u64>().ok();
+            Some((number(4)? * 1_000_000 + number(5)?, number(2)?))
+        };
         logs.flat_map(|log| {
             let text = read(log.path());
-            let latency = |line: &str| line.split(' ').nth(2)?.parse().ok();
-            text.lines().filter_map(latency).collect::<Vec<u64>>()
+            let transactions = text.lines().filter_map(transaction);
+            transactions.collect::<Vec<_>>()
         })
         .collect()
     }

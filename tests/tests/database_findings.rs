@@ -138,6 +138,51 @@ fn a_transaction_that_is_left_open() {
     );
 }
 
+/// Traces PostgreSQL while two clients update a row each and keep it locked for 20 ms; with what was found of
+/// its locks of rows, and how long they waited by pgbench's log, which holds as long as one of them has the lock.
+fn trace_locks(row: &str, name: &str) -> (Vec<Value>, f64) {
+    let postgres = Postgres::start();
+    let update = "UPDATE pgbench_branches SET bbalance = bbalance + 1 WHERE bid = :row;\n";
+    let script = format!("\\set row {row}\nBEGIN;\n{update}\\sleep 20 ms\nCOMMIT;\n");
+    let load = postgres.transactions("simple", &script, (2, 40), name);
+    let run = trace_during(postgres.server.pid(), load);
+    run.ended_well("interrupt").lost_nothing();
+    let log = postgres.log_us(name);
+    assert_eq!(log.len(), 80, "{log:?}");
+    let first = log.iter().map(|(end, took)| end - took).min().unwrap();
+    let last = log.iter().map(|(end, _)| *end).max().unwrap();
+    let took: u64 = log.iter().map(|(_, took)| took).sum();
+    let waited_ns = took.saturating_sub(last - first) as f64 * 1e3;
+    let mut found = of_category(&run, "database_locks");
+    // They wait for each other to write the log, too.
+    found.retain(|finding| finding["subject"] == "locks of the database: rows");
+    (found, waited_ns)
+}
+
+#[test]
+fn a_row_that_another_transaction_holds() {
+    let _alone = alone();
+    let (found, waited_ns) = trace_locks("1", "one-row");
+    assert!(
+        waited_ns > 0.7e9,
+        "{waited_ns}: they did not wait for each other"
+    );
+    // A backend is a process of its own.
+    let wait_ns: f64 = found.iter().map(|f| in_window(f, figure(f, "wait"))).sum();
+    let missed = (waited_ns - wait_ns) / waited_ns;
+    // What comes before the wait in a transaction is in the log's time.
+    assert!(
+        (-0.02..0.10).contains(&missed),
+        "{wait_ns} of {waited_ns} ns: {found:#?}"
+    );
+    for finding in found {
+        assert_eq!(finding["delegate_to"], "database-specialist", "{finding}");
+    }
+
+    let (found, _) = trace_locks(":client_id + 1", "own-rows");
+    assert_eq!(found, Vec::<Value>::new());
+}
+
 #[test]
 fn a_connection_for_each_query() {
     let _alone = alone();

@@ -85,7 +85,7 @@ const LINKS: &[Link] = &[
         Time::Besides,
     ),
     link(
-        &["pool_saturation", "lock_contention"],
+        &["pool_saturation", "lock_contention", "database_locks"],
         "slow_statement",
         delays,
         Time::Same,
@@ -98,7 +98,12 @@ const LINKS: &[Link] = &[
         Time::Same,
     ),
     link(
-        &["pool_saturation", "lock_contention", "cache_misses"],
+        &[
+            "pool_saturation",
+            "lock_contention",
+            "database_locks",
+            "cache_misses",
+        ],
         "target_missed",
         delays,
         Time::Same,

@@ -10,6 +10,7 @@ mod causes;
 mod chatty;
 mod connection_churn;
 mod cpu_bound;
+mod database_locks;
 mod detector;
 mod disk_wait;
 mod error_storm;
@@ -72,6 +73,11 @@ pub const RULES: &[Rule] = &[
         name: "lock_contention",
         find: lock_contention::find,
         explain: lock_contention::EXPLAIN,
+    },
+    Rule {
+        name: "database_locks",
+        find: database_locks::find,
+        explain: database_locks::EXPLAIN,
     },
     Rule {
         name: "disk_wait",
