@@ -1,5 +1,7 @@
 //! The text of the summary: the answer first, then what it rests on.
 
+use std::collections::BTreeMap;
+
 use perf_ebpf_common::signals::python;
 
 use super::findings;
@@ -41,11 +43,45 @@ pub fn render(state: &State, live: bool) -> Text {
     text
 }
 
-/// The finding worth most, with its process.
-fn top_finding(state: &State) -> Option<(&ProcessSum, &FindingSum)> {
-    let processes = state.processes.values();
-    let firsts = processes.filter_map(|p| Some((p, p.ranked_findings().first()?.0)));
-    firsts.max_by(|a, b| a.1.score().total_cmp(&b.1.score()))
+/// The finding worth most. Where processes of one program share it (PostgreSQL's backends, workers of a
+/// server), it is worth what it is in all of them.
+struct Top<'a> {
+    /// Where it is worth most.
+    process: &'a ProcessSum,
+    finding: &'a FindingSum,
+    score: f64,
+    /// The same in other processes.
+    others: usize,
+    bound_ns_per_s: u64,
+}
+
+fn top_finding(state: &State) -> Option<Top<'_>> {
+    let mut tops: BTreeMap<&str, Top> = BTreeMap::new();
+    for process in state.processes.values() {
+        let ranked = process.ranked_findings().into_iter();
+        for (finding, _) in ranked.filter(|(_, depth)| *depth == 0) {
+            let (score, bound) = (finding.score(), finding.bound_ns_per_s(state.wall_ns));
+            let Some(top) = tops.get_mut(finding.peak.id.as_str()) else {
+                let top = Top {
+                    process,
+                    finding,
+                    score,
+                    others: 0,
+                    bound_ns_per_s: bound,
+                };
+                tops.insert(&finding.peak.id, top);
+                continue;
+            };
+            if score > top.finding.score() {
+                (top.process, top.finding) = (process, finding);
+            }
+            top.score += score;
+            top.others += 1;
+            top.bound_ns_per_s += bound;
+        }
+    }
+    let tops = tops.into_values();
+    tops.max_by(|a, b| a.score.total_cmp(&b.score))
 }
 
 /// What a category's time is called, and which classes it is in; `None` where it is not a part of the
@@ -80,10 +116,20 @@ fn named(process: &ProcessSum) -> String {
 
 /// The first line: the top finding in words, or where the time went.
 fn answer(state: &State) -> Vec<Span> {
-    if let Some((process, finding)) = top_finding(state) {
-        let bound = finding.bound_ns_per_s(state.wall_ns);
-        let gain = format!("; a fix gains at most {}", units::duration_per_s(bound));
-        let name = (Style::Bold, named(process));
+    if let Some(top) = top_finding(state) {
+        let Top {
+            process, finding, ..
+        } = top;
+        let bound = units::duration_per_s(top.bound_ns_per_s);
+        let (name, of_all) = match top.others {
+            0 => (named(process), ""),
+            n => (
+                format!("{} and {n} like it", named(process)),
+                " in all of them",
+            ),
+        };
+        let gain = format!("; a fix gains at most {bound}{of_all}");
+        let name = (Style::Bold, name);
         let Some((doing, classes)) = phrase(&finding.peak.category) else {
             let title = (Style::Bold, finding.peak.title.clone());
             return vec![name, plain(": "), title, plain(gain)];
@@ -126,7 +172,7 @@ fn answer(state: &State) -> Vec<Span> {
 
 /// The second line: what to do about the first, and who should.
 fn next_step(state: &State) -> Option<String> {
-    let finding = &top_finding(state)?.1.peak;
+    let finding = &top_finding(state)?.finding.peak;
     let first = finding.recommendations.first()?;
     Some(format!("→ {first} · for {}", finding.delegate_to))
 }

@@ -105,6 +105,34 @@ fn the_first_lines_are_the_top_finding_in_words_and_what_to_do_about_it() {
 }
 
 #[test]
+fn what_the_processes_of_a_program_share_is_one_thing_to_mend() {
+    let worker = |pid: u32, times: &[(&str, u64)]| {
+        let mut worker = report("worker", vec![thread(pid, times)]);
+        (worker.ledger.who.pid, worker.profile.who.pid) = (pid, pid);
+        worker
+    };
+    let computes = |pid, ns| worker(pid, &[("cpu.user", ns * MS), ("idle", (1_000 - ns) * MS)]);
+    let mut other = contended();
+    other.ledger.who.pid = 9;
+    // Each of the three computes less than the other process waits.
+    let text = text(&[vec![
+        other,
+        computes(1, 700),
+        computes(2, 800),
+        computes(3, 750),
+    ]]);
+    let first = text.lines().next().unwrap();
+    assert!(
+        first.starts_with("worker (pid 2) and 2 like it: "),
+        "{first}"
+    );
+    assert!(
+        first.ends_with("; a fix gains at most 2.25 s/s in all of them"),
+        "{first}"
+    );
+}
+
+#[test]
 fn a_finding_of_one_window_in_four_bounds_a_quarter_of_its_gain() {
     let calm = || report("app", vec![thread(1, &[("idle", 1_000 * MS)])]);
     let windows = [vec![contended()], vec![calm()], vec![calm()], vec![calm()]];
