@@ -158,14 +158,16 @@ impl Programs {
         let workload = ["--no-default-features", "--bin", "truth"];
         build("perf-agent-tests", &workload)?;
         let mut command = workspace.cargo();
-        command.args(["build", "--package", "perf-agent-tests", "--bin", "check"]);
+        // With what the privileged tests have built.
+        command.args(["build", "--release", "--package", "perf-agent-tests"]);
+        command.args(["--bin", "check"]);
         step::run("building the checker", &mut command)?;
         let built = target.join(STATIC_TARGET).join("release");
         Ok(Programs {
             agent: built.join("perf-agent"),
             truth: built.join("truth"),
             busybox: setup::find_program("busybox").context("busybox is not in PATH")?,
-            check: workspace.target.join("debug/check"),
+            check: workspace.target.join("release/check"),
         })
     }
 
