@@ -135,19 +135,33 @@ fn candidate(view: &View, what: &str, sites: &[&Site]) -> Candidate {
         0 => String::new(),
         _ => format!(", {:.0} % of the time its answers take", 100.0 * of_answers),
     };
+    let how_often = match waits {
+        // Behind a transaction that is left open.
+        0 => "none of these waits ended".to_owned(),
+        _ => format!(
+            "{} waits a second, {} each",
+            units::count(view.per_s(waits)),
+            units::duration(mean(bound_ns, waits)),
+        ),
+    };
     found.title = format!(
-        "Waits {} for {}{of_them}: {} waits a second, {} each",
+        "Waits {} for {}{of_them}: {how_often}",
         units::duration_per_s(view.per_s(bound_ns)),
         subject(what),
-        units::count(view.per_s(waits)),
-        units::duration(mean(bound_ns, waits)),
     );
     found.evidence = vec![
         evidence("wait", view.per_s(bound_ns) as f64, "ns/s", waits),
         evidence("waits", view.per_s(waits) as f64, "1/s", waits),
-        evidence("mean_wait", mean(bound_ns, waits) as f64, "ns", waits),
-        evidence("max_wait", longest as f64, "ns", waits),
     ];
+    if waits > 0 {
+        let mean = mean(bound_ns, waits) as f64;
+        found
+            .evidence
+            .push(evidence("mean_wait", mean, "ns", waits));
+        found
+            .evidence
+            .push(evidence("max_wait", longest as f64, "ns", waits));
+    }
     if answered > 0 {
         found
             .evidence
@@ -315,9 +329,20 @@ mod tests {
             "Waits 400 ms/s for locks of rows that other transactions hold, 80 % of the time its answers take: \
              100 waits a second, 4.00 ms each"
         );
+    }
+
+    #[test]
+    fn a_wait_that_does_not_end_is_told_as_such() {
+        let mut waits = backend();
+        waits.profile.sites[0].count = 0;
         // Without statements it is a share of the thread's life.
-        let found = find(&View::new(&backend()));
-        assert_eq!(found[0].share, 0.4);
-        assert!(!found[0].title.contains('%'), "{}", found[0].title);
+        let found = &find(&View::new(&waits))[0];
+        assert_eq!(found.share, 0.4);
+        assert_eq!(
+            found.title,
+            "Waits 400 ms/s for locks of rows that other transactions hold: none of these waits ended"
+        );
+        let names: Vec<&str> = found.evidence.iter().map(|e| e.name.as_str()).collect();
+        assert_eq!(names, ["wait", "waits"]);
     }
 }
