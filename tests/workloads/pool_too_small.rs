@@ -28,9 +28,11 @@ const EVERY: Duration = Duration::from_millis(65);
 /// Takes a while, and no CPU.
 const QUERY: &str = "SELECT pg_sleep(0.005)";
 
-/// Connections that nobody has, and who waits for one, first come first.
+/// Connections that nobody has, and who waits for one, first come first. They are used in turn: of a pool that
+/// hands out the one it got back last, units as evenly spread as these use three, all the time, and the others
+/// are not seen.
 struct State {
-    free: Vec<Client>,
+    free: VecDeque<Client>,
     waiting: VecDeque<SyncSender<Client>>,
 }
 
@@ -44,7 +46,7 @@ impl Pool {
     #[inline(never)]
     fn wait_for_connection(&self) -> io::Result<Client> {
         let mut state = self.lock();
-        if let Some(client) = state.free.pop() {
+        if let Some(client) = state.free.pop_front() {
             return Ok(client);
         }
         let (hand_over, client) = mpsc::sync_channel(1);
@@ -58,7 +60,7 @@ impl Pool {
         match state.waiting.pop_front() {
             // Whoever waits, waits until it comes.
             Some(next) => _ = next.send(client),
-            None => state.free.push(client),
+            None => state.free.push_back(client),
         }
     }
 }
@@ -66,7 +68,8 @@ impl Pool {
 fn run(job: &Job) -> io::Result<()> {
     let size = if job.health.is_sick() { 2 } else { WORKERS };
     let socket = job.argument(0)?;
-    let clients: io::Result<Vec<Client>> = (0..size).map(|_| Client::connect(socket)).collect();
+    let clients: io::Result<VecDeque<Client>> =
+        (0..size).map(|_| Client::connect(socket)).collect();
     let pool = Pool(Mutex::new(State {
         free: clients?,
         waiting: VecDeque::new(),

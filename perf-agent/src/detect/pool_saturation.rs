@@ -9,8 +9,10 @@
 //! Bound: what threads waited on futexes, and no more than those without a connection could.
 //!
 //! Cannot be known: whether it is a connection they wait for, and not for work of another kind: that
-//! looks the same, so the confidence is low and the impact medium at most. Programs whose tasks wait
-//! without blocking a thread (Go, asyncio, Node) do not show it.
+//! looks the same, so the confidence is low and the impact medium at most. Nor what a pool has besides: one that
+//! hands out the connection it got back last keeps a few busy under requests that come as evenly as a clock ticks,
+//! and those it has never used since the attach are not seen. Programs whose tasks wait without blocking a thread
+//! (Go, asyncio, Node) do not show it.
 
 use super::settings::{Share, thresholds};
 use super::statements::{
