@@ -24,8 +24,8 @@ const BPF_TARGET: &str = "bpfeb-unknown-none";
 pub fn build_all(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
     build_object(workspace)?;
     let mut command = workspace.cargo();
-    // With the features of shared dependencies that the tests ask for: by itself it would be built again for
-    // them, which takes five minutes on two CPUs. What is built is the agent alone.
+    // With the features of shared dependencies that the tests ask for: by itself it, and all it stands on, would
+    // be built again for them. What is built is the agent alone.
     command.args([
         "build",
         "--package",

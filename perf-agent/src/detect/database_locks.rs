@@ -5,6 +5,8 @@
 //! PostgreSQL exports also where it is stripped (`storage/lmgr/proc.c`, `lmgr.c`, `lwlock.c`). Of MariaDB and MySQL
 //! that is so of locks of tables (`sql/mdl.cc`), and of rows (`lock0lock.cc`, `lock0wait.cc`) where there are symbols.
 
+use std::collections::BTreeMap;
+
 use super::services::DATABASE;
 use super::view::{View, base_name, mean, ratio};
 use super::{Candidate, DATABASE_SPECIALIST, Explain, evidence, statements, top_stacks};
@@ -90,29 +92,22 @@ fn known(frames: &[&Frame], table: &[(&str, &'static str)]) -> Option<&'static s
 }
 
 pub fn find(view: &View) -> Vec<Candidate> {
-    let sites = view.sites(|_| true);
-    let mut waits: Vec<(&str, &Site)> = sites.filter_map(|s| Some((locked(s)?, s))).collect();
-    waits.sort_by_key(|(_, site)| std::cmp::Reverse(site.sum_ns));
-    let mut kinds: Vec<&str> = Vec::new();
-    for (what, _) in &waits {
-        if !kinds.contains(what) {
-            kinds.push(what);
+    let mut waits: BTreeMap<&str, Vec<&Site>> = BTreeMap::new();
+    for site in view.sites(|_| true) {
+        if let Some(what) = locked(site) {
+            waits.entry(what).or_default().push(site);
         }
     }
-    let of_kind = |what: &str| {
-        let sites = waits.iter().filter(|(kind, _)| *kind == what);
-        candidate(
-            view,
-            what,
-            &sites.map(|(_, site)| *site).collect::<Vec<_>>(),
-        )
-    };
-    kinds.into_iter().map(of_kind).collect()
+    let kinds = waits.into_iter();
+    kinds
+        .map(|(what, sites)| candidate(view, what, &sites))
+        .collect()
 }
 
 fn candidate(view: &View, what: &str, sites: &[&Site]) -> Candidate {
     let bound_ns: u64 = sites.iter().map(|site| site.sum_ns).sum();
     let waits: u64 = sites.iter().map(|site| site.count).sum();
+    let mean_ns = mean(bound_ns, waits);
     let longest = sites.iter().map(|site| site.max_ns).max().unwrap_or(0);
     let answers = view
         .statements()
@@ -141,7 +136,7 @@ fn candidate(view: &View, what: &str, sites: &[&Site]) -> Candidate {
         _ => format!(
             "{} waits a second, {} each",
             units::count(view.per_s(waits)),
-            units::duration(mean(bound_ns, waits)),
+            units::duration(mean_ns),
         ),
     };
     found.title = format!(
@@ -154,13 +149,10 @@ fn candidate(view: &View, what: &str, sites: &[&Site]) -> Candidate {
         evidence("waits", view.per_s(waits) as f64, "1/s", waits),
     ];
     if waits > 0 {
-        let mean = mean(bound_ns, waits) as f64;
-        found
-            .evidence
-            .push(evidence("mean_wait", mean, "ns", waits));
-        found
-            .evidence
-            .push(evidence("max_wait", longest as f64, "ns", waits));
+        found.evidence.extend([
+            evidence("mean_wait", mean_ns as f64, "ns", waits),
+            evidence("max_wait", longest as f64, "ns", waits),
+        ]);
     }
     if answered > 0 {
         found
@@ -207,8 +199,8 @@ fn advice(what: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixtures::{frame, report, site, statement, thread};
-    use crate::model::ProcessReport;
+    use crate::fixtures::{asking_report, frame, report, site, statement, thread};
+    use crate::model::{ProcessReport, StatementRow};
 
     const POSTGRES: &str = "/usr/lib/postgresql/15/bin/postgres";
     const MARIADB: &str = "/usr/sbin/mariadbd";
@@ -308,16 +300,11 @@ mod tests {
     #[test]
     fn waits_for_rows_are_a_finding_of_the_database_specialist() {
         let mut answers = backend();
-        let row = statement("UPDATE branches SET balance = ?", 100, 5_000_000);
-        answers.statements = Some(crate::model::Statements {
-            statements: vec![crate::model::StatementRow {
-                role: "server".to_owned(),
-                ..row
-            }],
-            ..crate::fixtures::asking_report(1, Vec::new())
-                .statements
-                .unwrap()
-        });
+        let row = StatementRow {
+            role: "server".to_owned(),
+            ..statement("UPDATE branches SET balance = ?", 100, 5_000_000)
+        };
+        answers.statements = asking_report(0, vec![row]).statements;
         let found = find(&View::new(&answers));
         let [found] = &found[..] else {
             panic!("{}", found.len());

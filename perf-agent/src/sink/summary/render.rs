@@ -20,8 +20,9 @@ const OTHERS: usize = 20;
 /// The summary of what `state` holds. `live`: it is of the last window and will be drawn over.
 pub fn render(state: &State, live: bool) -> Text {
     let mut text = Text::default();
-    text.line(answer(state));
-    if let Some(step) = next_step(state) {
+    let top = top_finding(state);
+    text.line(answer(state, top.as_ref()));
+    if let Some(step) = top.as_ref().and_then(next_step) {
         text.line([plain(step)]);
     }
     text.line([(Style::Dim, about(state, live))]);
@@ -50,8 +51,8 @@ struct Top<'a> {
     process: &'a ProcessSum,
     finding: &'a FindingSum,
     score: f64,
-    /// The same in other processes.
-    others: usize,
+    /// Those that have it.
+    processes: usize,
     bound_ns_per_s: u64,
 }
 
@@ -60,24 +61,20 @@ fn top_finding(state: &State) -> Option<Top<'_>> {
     for process in state.processes.values() {
         let ranked = process.ranked_findings().into_iter();
         for (finding, _) in ranked.filter(|(_, depth)| *depth == 0) {
-            let (score, bound) = (finding.score(), finding.bound_ns_per_s(state.wall_ns));
-            let Some(top) = tops.get_mut(finding.peak.id.as_str()) else {
-                let top = Top {
-                    process,
-                    finding,
-                    score,
-                    others: 0,
-                    bound_ns_per_s: bound,
-                };
-                tops.insert(&finding.peak.id, top);
-                continue;
-            };
+            let score = finding.score();
+            let top = tops.entry(&finding.peak.id).or_insert(Top {
+                process,
+                finding,
+                score: 0.0,
+                processes: 0,
+                bound_ns_per_s: 0,
+            });
             if score > top.finding.score() {
                 (top.process, top.finding) = (process, finding);
             }
             top.score += score;
-            top.others += 1;
-            top.bound_ns_per_s += bound;
+            top.processes += 1;
+            top.bound_ns_per_s += finding.bound_ns_per_s(state.wall_ns);
         }
     }
     let tops = tops.into_values();
@@ -115,16 +112,14 @@ fn named(process: &ProcessSum) -> String {
 }
 
 /// The first line: the top finding in words, or where the time went.
-fn answer(state: &State) -> Vec<Span> {
-    if let Some(top) = top_finding(state) {
-        let Top {
-            process, finding, ..
-        } = top;
+fn answer(state: &State, top: Option<&Top>) -> Vec<Span> {
+    if let Some(top) = top {
+        let (process, finding) = (top.process, top.finding);
         let bound = units::duration_per_s(top.bound_ns_per_s);
-        let (name, of_all) = match top.others {
-            0 => (named(process), ""),
+        let (name, of_all) = match top.processes {
+            1 => (named(process), ""),
             n => (
-                format!("{} and {n} like it", named(process)),
+                format!("{} and {} like it", named(process), n - 1),
                 " in all of them",
             ),
         };
@@ -171,8 +166,8 @@ fn answer(state: &State) -> Vec<Span> {
 }
 
 /// The second line: what to do about the first, and who should.
-fn next_step(state: &State) -> Option<String> {
-    let finding = &top_finding(state)?.finding.peak;
+fn next_step(top: &Top) -> Option<String> {
+    let finding = &top.finding.peak;
     let first = finding.recommendations.first()?;
     Some(format!("→ {first} · for {}", finding.delegate_to))
 }
