@@ -244,6 +244,11 @@ fn full_profile() -> Profile {
                 count: 3,
                 sum_ns: 300,
             }],
+            waker_rest: Some(WakerRest {
+                pairs: 1,
+                count: 1,
+                sum_ns: 10,
+            }),
             owners: vec![full_owner()],
         }],
         growth: vec![full_growth()],

@@ -49,6 +49,7 @@ mod tests {
         ".syscall",
         ".throttled",
         ".trend",
+        ".waker_rest",
     ];
 
     fn schema() -> Value {

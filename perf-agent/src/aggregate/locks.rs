@@ -13,7 +13,7 @@ use perf_ebpf_common::{
 };
 
 use super::threads::Account;
-use crate::model::{Classes, Frame, Lock, LockOwner, Site, Waker};
+use crate::model::{Classes, Frame, Lock, LockOwner, Site, Waker, WakerRest};
 use crate::signals::entries;
 
 /// Locks shown, and wakers and owners of each.
@@ -145,7 +145,12 @@ fn summed(lock: &mut Lock) {
     lock.waiters = waiters.len() as u64;
     lock.wakers
         .sort_by_key(|w| Reverse((w.sum_ns, w.waker_tid, w.waiter_tid)));
-    lock.wakers.truncate(TOP_WAKERS);
+    let cut = lock.wakers.split_off(TOP_WAKERS.min(lock.wakers.len()));
+    lock.waker_rest = (!cut.is_empty()).then(|| WakerRest {
+        pairs: cut.len() as u64,
+        count: cut.iter().map(|w| w.count).sum(),
+        sum_ns: cut.iter().map(|w| w.sum_ns).sum(),
+    });
     for owner in &lock.owners {
         lock.holds += owner.holds;
         lock.hold_ns += owner.hold_ns;
@@ -324,11 +329,25 @@ mod tests {
             max_hold_ns: hold_ns / 2,
             ..LockOwner::default()
         };
+        let waker = |tid: u32, sum_ns: u64| Waker {
+            waker_tid: tid,
+            waker_comm: String::new(),
+            waiter_tid: tid + 1,
+            waiter_comm: String::new(),
+            count: 2,
+            sum_ns,
+        };
         let mut lock = Lock {
             owners: (1..=9).map(|i| row(i, 10 * u64::from(i))).collect(),
+            wakers: (1..=7).map(|i| waker(i, 10 * u64::from(i))).collect(),
             ..Lock::default()
         };
         summed(&mut lock);
+        let kept: Vec<u32> = lock.wakers.iter().map(|w| w.waker_tid).collect();
+        assert_eq!(kept, [7, 6, 5, 4, 3]);
+        let rest = lock.waker_rest.unwrap();
+        assert_eq!((rest.pairs, rest.count, rest.sum_ns), (2, 4, 30));
+        assert_eq!(lock.waiters, 7);
         assert_eq!((lock.holds, lock.hold_ns, lock.max_hold_ns), (18, 450, 45));
         let kept: Vec<u32> = lock.owners.iter().map(|o| o.owner_tid).collect();
         assert_eq!(kept, [9, 8, 7, 6, 5]);

@@ -55,7 +55,8 @@ pub const EXPLAIN: Explain = Explain {
     bound: "time waited for the locks.",
     confidence: "0.9: the functions of the stacks do nothing else; who holds the lock is not \
                known from here.",
-    next: "Ask the server who blocks whom while it lasts: pg_blocking_pids() over pg_stat_activity, or sys.innodb_lock_waits.",
+    next: "Ask the server while it lasts: who blocks whom (pg_blocking_pids() over pg_stat_activity, or sys.innodb_lock_waits); \
+           which lightweight lock (wait_event of pg_stat_activity).",
 };
 
 /// What a site waits for, where that is a lock of the database.
@@ -191,6 +192,10 @@ fn advice(what: &str) -> Vec<String> {
         }
         _ => "Keep transactions short: what they lock they hold to their end",
     };
+    // Locks of statements and transactions have a holder to be asked for; of those inside the server none is shown.
+    if [LOG, LIGHTWEIGHT].contains(&what) {
+        return vec![special.to_owned()];
+    }
     let ask = "While it lasts, ask the server who blocks whom: SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE wait_event_type = 'Lock' (MariaDB, MySQL: sys.innodb_lock_waits)";
     let idle = "Look for transactions that are left open while their client does something else (idle_in_transaction)";
     [special, ask, idle].map(str::to_owned).to_vec()
@@ -311,6 +316,8 @@ mod tests {
         };
         assert_eq!(found.bound_ns, 400_000_000);
         assert_eq!(found.delegate, "database-specialist");
+        let asks = |what| advice(what).iter().any(|a| a.contains("pg_blocking_pids"));
+        assert_eq!([ROWS, LOG, LIGHTWEIGHT].map(asks), [true, false, false]);
         assert_eq!(
             found.title,
             "Waits 400 ms/s for locks of rows that other transactions hold, 80 % of the time its answers take: \

@@ -117,7 +117,8 @@ fn by_holds(locks: &[&Lock]) -> Option<Holder> {
 /// Where no hold ended in the window: who ended most of the waits.
 fn by_wakeups(locks: &[&Lock]) -> Option<Holder> {
     let mut by_tid: BTreeMap<u32, (u64, &str)> = BTreeMap::new();
-    let mut total = 0;
+    let rest = locks.iter().filter_map(|lock| lock.waker_rest);
+    let mut total: u64 = rest.map(|rest| rest.sum_ns).sum();
     for waker in locks.iter().flat_map(|lock| &lock.wakers) {
         total += waker.sum_ns;
         // 0: a timeout or a signal ended the wait, nobody released the lock.

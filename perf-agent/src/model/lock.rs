@@ -18,8 +18,11 @@ pub struct Lock {
     pub holds: u64,
     pub hold_ns: u64,
     pub max_hold_ns: u64,
-    /// Who ended the waits, largest first.
+    /// Who ended the waits, largest first; no more than five.
     pub wakers: Vec<Waker>,
+    /// The others that ended waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waker_rest: Option<WakerRest>,
     /// Who held it while others waited, longest first.
     pub owners: Vec<LockOwner>,
 }
@@ -32,6 +35,15 @@ pub struct Waker {
     pub waker_comm: String,
     pub waiter_tid: u32,
     pub waiter_comm: String,
+    pub count: u64,
+    pub sum_ns: u64,
+}
+
+/// Those who woke others out of waits for a lock and have no row of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WakerRest {
+    /// Of a thread that woke and one that waited.
+    pub pairs: u64,
     pub count: u64,
     pub sum_ns: u64,
 }
