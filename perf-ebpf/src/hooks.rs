@@ -34,25 +34,24 @@ pub fn sched_switch(ctx: BtfTracePointContext) -> i32 {
     let next: Typed = ctx.arg(2);
     let prev_tid: u32 = field(prev, offset!(task_pid));
     let next_tid: u32 = field(next, offset!(task_pid));
+    let mut now = 0;
     // The idle task is half of the switches of a machine that is not busy: not looked up.
-    let out = (prev_tid != 0).then(|| ledger::thread(prev_tid)).flatten();
-    let into = (next_tid != 0).then(|| ledger::thread(next_tid)).flatten();
-    // VERIFIER: `opaque`: the compiler makes one comparison of both, an OR of two pointers, which is
-    // refused.
-    if opaque(usize::from(out.is_none())) != 0 && into.is_none() {
-        return 0;
-    }
-    let now = now_ns();
-    if let Some(t) = out {
-        let preempted = ctx.arg::<u64>(0) & 0xff != 0;
-        if ledger::switch_out(t, prev, preempted, now) {
+    if prev_tid != 0
+        && let Some(t) = ledger::thread(prev_tid)
+    {
+        now = now_ns();
+        if ledger::switch_out(t, prev, ctx.arg(0), now) {
             ledger::blocked(t, prev, now);
             ledger::stack_of_block(&ctx, t, prev);
             locks::owner_is_read(t, now);
         }
     }
-    if let Some(t) = into {
-        ledger::switch_in(t, now);
+    // VERIFIER: looked up behind all that, which is otherwise looked at twice: with it and without it.
+    if next_tid != 0
+        && let Some(t) = ledger::thread(next_tid)
+    {
+        // One moment for both.
+        ledger::switch_in(t, if now == 0 { now_ns() } else { now });
     }
     0
 }

@@ -620,14 +620,16 @@ impl Live {
     }
 }
 
-/// Reads the kernel's names while the programs are loaded. First the function that kernel stacks of blocks begin
-/// with: until it is told, they begin a frame earlier while another tracer is there, and what is remembered then
-/// is found out of date. Then all of them, with what is left of the CPUs: whoever names a stack waits for them.
+/// Reads the kernel's names with what the loading of the programs leaves of the CPUs. First the function that
+/// kernel stacks of blocks begin with: until it is told, they begin a frame earlier while another tracer is there,
+/// and what is remembered then is found out of date. Then all of them: whoever names a stack waits for them.
 fn read_kernel_names(told: Option<MappedArray<FunctionRange>>) {
     let Some(told) = told else {
         return;
     };
     let read = move || {
+        // SAFETY: takes numbers alone; 0 is this thread. It costs nothing but time if it fails.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, BESIDE) };
         match (kallsyms::range_of("__schedule"), told.element(0)) {
             (Ok(Some((start, end))), Some(element)) => {
                 let range = FunctionRange { start, end };
@@ -636,8 +638,6 @@ fn read_kernel_names(told: Option<MappedArray<FunctionRange>>) {
             }
             _ => tracing::debug!("no __schedule in /proc/kallsyms"),
         }
-        // SAFETY: takes numbers alone; 0 is this thread. It costs nothing but time if it fails.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, BESIDE) };
         Kallsyms::of_running_kernel();
         // Three times the table was in use to sort it, and stays with the thread's own heap otherwise.
         crate::kernel::give_memory_back();

@@ -60,11 +60,14 @@ pub fn answered(t: &mut ThreadState, c: &mut Connection, sk: u64) {
         return;
     }
     // Another thread may have asked while this one waited: from then on it was a wait for this.
-    if asked_ns != 0 {
-        ledger::was_for(t, c, asked_ns);
+    let since_ns = if asked_ns != 0 {
+        asked_ns
     } else if goes_on(c) {
-        ledger::was_for(t, c, c.requested_ns);
-    }
+        c.requested_ns
+    } else {
+        return;
+    };
+    ledger::was_for(t, c, since_ns);
 }
 
 /// How soon user space tells of a connection: it looks ten times a second, and says something when the
