@@ -38,6 +38,8 @@ pub const PACKAGES: [Package; 3] = [
 
 /// Only this architecture has the kernels and the emulator named here.
 const ARCHITECTURE: &str = "x86_64";
+/// What is built for the machines, see `Cargo.toml`.
+const PROFILE: &str = "kernels";
 const STATIC_TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Software emulation stretches what the traced program does between two readings of its clock:
 /// twenty threads that start at once wait some ten milliseconds for each other's page faults, which
@@ -143,7 +145,7 @@ impl Programs {
         let build = |package: &str, arguments: &[&str]| {
             let mut command = workspace.cargo();
             command
-                .args(["build", "--release", "--target", STATIC_TARGET])
+                .args(["build", "--profile", PROFILE, "--target", STATIC_TARGET])
                 .args(["--package", package])
                 .args(arguments)
                 .arg("--target-dir")
@@ -162,7 +164,7 @@ impl Programs {
         command.args(["build", "--release", "--package", "perf-agent-tests"]);
         command.args(["--bin", "check"]);
         step::run("building the checker", &mut command)?;
-        let built = target.join(STATIC_TARGET).join("release");
+        let built = target.join(STATIC_TARGET).join(PROFILE);
         Ok(Programs {
             agent: built.join("perf-agent"),
             truth: built.join("truth"),
