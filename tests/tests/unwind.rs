@@ -67,6 +67,8 @@ struct Expected<'a> {
     between: usize,
     /// What calls the first link, in a few samples not yet: its names.
     callers: &'a [&'a str],
+    /// Whether the second link goes on behind the first for a while: a few samples have the chain without it.
+    goes_on: bool,
     /// Where walks may end.
     ends: &'a [&'a str],
 }
@@ -75,6 +77,7 @@ const PLAIN: Expected<'_> = Expected {
     chain: &CHAIN,
     between: 0,
     callers: &[],
+    goes_on: false,
     ends: &["complete"],
 };
 
@@ -88,6 +91,12 @@ impl Expected<'_> {
     fn is_about_to_be(&self, site: &Value) -> bool {
         let mut callers = self.callers.iter();
         callers.any(|caller| self.stands_in(caller, site))
+    }
+
+    /// Whether all but the first do, and may.
+    fn was_in(&self, site: &Value) -> bool {
+        let chain = &self.chain[1..];
+        self.goes_on && Expected { chain, ..*self }.is_in(site)
     }
 
     fn stands_in(&self, innermost: &str, site: &Value) -> bool {
@@ -127,7 +136,7 @@ fn chain_is_whole(run: &Run, expected: &Expected<'_>) {
             sites.into_iter().partition(|site| expected.is_in(site));
         let (early, bad): (Vec<&Value>, Vec<&Value>) = others
             .into_iter()
-            .partition(|site| expected.is_about_to_be(site));
+            .partition(|site| expected.is_about_to_be(site) || expected.was_in(site));
         assert!(all >= least, "{class}: {all} samples");
         assert!(sum(&early) * 20 <= all, "{} of {all} early", sum(&early));
         let all = all - sum(&early);
@@ -222,6 +231,8 @@ fn cpp_with_an_exception_in_flight() {
     // Some samples are of the throwing itself, below `inner`.
     let expected = Expected {
         chain: &CHAIN[1..],
+        // Who catches it: two of 234 samples were below its handler.
+        goes_on: true,
         ..PLAIN
     };
     chain_is_whole(&run, &expected);
