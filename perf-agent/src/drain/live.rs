@@ -101,6 +101,8 @@ pub struct Live {
     allocations: bool,
     /// Processes that ended or changed their program in this window.
     gone: HashSet<u32>,
+    /// Every hook is detached.
+    detached: bool,
 }
 
 /// Nanoseconds of CLOCK_MONOTONIC: the clock of `bpf_ktime_get_ns`.
@@ -175,6 +177,7 @@ impl Live {
             growth: memory::Watch::default(),
             allocations: options.allocations.is_some(),
             gone: HashSet::new(),
+            detached: false,
         };
         live.connections.preexisting(sockets_before);
         (start.realtime_ns, start.monotonic_ns) = (clock_ns(libc::CLOCK_REALTIME), monotonic_ns());
@@ -537,6 +540,12 @@ impl Live {
                 into.insert(loss.name().to_owned(), count);
             }
         }
+        if self.detached {
+            let open = self.open_requests()?;
+            if open > 0 {
+                inferred.insert("io_open".to_owned(), open);
+            }
+        }
         for (name, count) in [
             ("undecodable", self.undecodable),
             ("slots_exhausted", self.slots.exhausted),
@@ -610,6 +619,7 @@ impl Live {
             unsafe { (&raw mut (*control.as_ptr()).uprobes_stopped).write_volatile(1) };
         }
         self.kernel.detach();
+        self.detached = true;
         self.poll();
         self.kernel.finish_search();
         self.connections.end();

@@ -16,7 +16,7 @@ use perf_ebpf_common::{
     signals::{
         LatencyCell,
         allocations::{Allocation, AllocationKey, AllocationTotals, LiveKey},
-        block_io::BlockIoKey,
+        block_io::{BlockIoKey, InFlight},
         control::{Control, FunctionRange},
         ledger::{
             ClassHistograms, ListenerKey, SLOTS, SiteKey, SiteTotals, TARGET_SLOTS, ThreadState,
@@ -47,6 +47,7 @@ pub struct Maps {
     pub syscalls: RawMap,
     pub syscall_errors: RawMap,
     pub block_io: RawMap,
+    pub io_in_flight: RawMap,
     pub growth: RawMap,
     pub allocations: RawMap,
     pub live_allocations: RawMap,
@@ -100,6 +101,7 @@ impl Maps {
                 size_of::<BlockIoKey>(),
                 size_of::<LatencyCell>(),
             )?,
+            io_in_flight: raw("io_in_flight", 8, size_of::<InFlight>())?,
             allocations: raw(
                 "allocations",
                 size_of::<AllocationKey>(),

@@ -8,7 +8,7 @@ use perf_ebpf_common::{
     signals::{
         LatencyCell,
         allocations::{Allocation, AllocationKey, AllocationTotals, LiveKey},
-        block_io::BlockIoKey,
+        block_io::{BlockIoKey, InFlight, NOBODYS},
         ledger::{SiteKey, SiteTotals, ThreadState, thread_state},
         locks::{LockHoldKey, LockHoldTotals},
         memory::{GrowthKey, GrowthTotals},
@@ -29,6 +29,17 @@ use crate::{
 const QUIET_NS: u64 = 1_000_000_000;
 
 impl Live {
+    /// Block requests of the target whose end was not seen.
+    pub(super) fn open_requests(&self) -> Result<u64> {
+        let entries = self.kernel.maps.io_in_flight.entries();
+        let entries = entries.context("reading io_in_flight")?;
+        let stride = size_of::<u64>() + size_of::<InFlight>();
+        let requests = entries
+            .chunks_exact(stride)
+            .filter_map(|entry| InFlight::from_bytes(&entry[size_of::<u64>()..]));
+        Ok(requests.filter(|request| request.slot != NOBODYS).count() as u64)
+    }
+
     /// Calls counted since the last slice, by slot and number.
     pub(super) fn calls_counted(&mut self) -> Result<Vec<(u32, u32, u64)>> {
         let entries = self
